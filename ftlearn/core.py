@@ -24,8 +24,8 @@ import torch
 
 # %% auto #0
 __all__ = ['COLOURS', 'torchvision_fits', 'mend_torchvision', 'generator', 'autocast_dtype', 'best_device', 'atomic_write',
-           'cache_dir', 'fingerprint', 'is_sealed', 'cached', 'progress', 'unknown', 'Interval', 'interval',
-           'ClaimFailed', 'claim', 'plot_style']
+           'cache_dir', 'fingerprint', 'is_sealed', 'cached', 'progress', 'in_parallel', 'unknown', 'Interval',
+           'interval', 'ClaimFailed', 'claim', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #fd49249b
 _BOX_OPERATORS = ("nms", "qnms")        # declared by torchvision's compiled library, which is absent here
@@ -170,6 +170,16 @@ def progress(steps: Iterable,              # what is iterated
     "Iterate over `steps` with a progress bar on the standard error."
     from tqdm import tqdm
     return tqdm(steps, desc=description, total=total, leave=False, dynamic_ncols=True)
+
+# %% ../nbs/00_core.ipynb #954e6f10
+def in_parallel(function: Callable,              # runs in another process, on one core
+                arguments: Iterable[tuple],      # one tuple of arguments for each call
+               ) -> list:                        # the results, in the order of `arguments`
+    "Call `function` with each of the arguments, as many at a time as there are cores; one after the other on an accelerator."
+    from joblib import Parallel, delayed, parallel_config
+    processes = os.cpu_count() if best_device().type == "cpu" else 1
+    with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+        return Parallel()(delayed(function)(*call) for call in arguments)
 
 # %% ../nbs/00_core.ipynb #0cfa59de
 def unknown(kind: str,               # what was looked up: "task", "backbone"

@@ -68,11 +68,11 @@ class ResidualBlock(nn.Module):
         "(n, inputs, h, w) → (n, outputs, h / stride, w / stride)"
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
-# %% ../../nbs/07_image_pretraining.ipynb #85a73832
+# %% ../../nbs/07_image_pretraining.ipynb #e7b8c0e1
 class ResidualCNN(nn.Module):
     "Images to features: a first convolution, stages of residual blocks (each half the size of the last), and an average."
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128),   # channels of each stage; the last is the number of features
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128),   # channels of each stage; the last is the number of features
                  depth: int = 2,                                  # blocks a stage
                  channels: int = 1):                              # of the images
         super().__init__()
@@ -89,9 +89,9 @@ class ResidualCNN(nn.Module):
         "(n, channels, size, size) → (n, width)"
         return self.stages(self.stem(images)).mean((2, 3))
 
-# %% ../../nbs/07_image_pretraining.ipynb #db4929f2
-RECIPE = {"task": "glyphs", "n": 50_000, "widths": (32, 64, 128), "depth": 2, "size": 8, "mean": [0.3], "std": [0.35],
-          "steps": 900, "batch_size": 128, "lr": 4e-3, "seed": 0}
+# %% ../../nbs/07_image_pretraining.ipynb #268eec84
+RECIPE = {"task": "glyphs", "n": 50_000, "widths": (16, 32, 64, 128), "depth": 2, "size": 8, "mean": [0.3], "std": [0.35],
+          "steps": 1200, "batch_size": 128, "lr": 4e-3, "seed": 0}
 
 
 def classifier(backbone: nn.Module, prepare: nn.Module, num_labels: int) -> nn.Sequential:
