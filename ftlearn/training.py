@@ -79,7 +79,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items(): module.training = mode
 
-# %% ../nbs/02_training.ipynb #8c10043b
+# %% ../nbs/02_training.ipynb #48389dd9
 MIXED_PRECISION_FROM = 1_000_000        # weights: below this, converting costs more than multiplying saves
 
 
@@ -93,6 +93,7 @@ def mixed_precision(model: nn.Module):
 
 def to_device(batch, device):
     "A tensor, or a dict, list or tuple of tensors, on `device`."
+    if torch.device(device).type == "cpu": return batch          # where data sets live; asking Accelerate would cost more than it does
     from accelerate.utils import send_to_device
     return send_to_device(batch, device, non_blocking=True)
 
@@ -179,7 +180,7 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state: torch.cuda.set_rng_state_all(state["cuda"])
 
-# %% ../nbs/02_training.ipynb #0629d489
+# %% ../nbs/02_training.ipynb #81215082
 def save_checkpoint(path: str | Path, state: dict) -> None:
     "Write a dict of tensors, numbers and state dicts, completely or not at all."
     with atomic_write(path) as temporary: torch.save(state, temporary)
@@ -192,6 +193,7 @@ def load_checkpoint(path: str | Path, run: dict) -> dict | None:
     try: state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise ValueError(f"the checkpoint {path} cannot be read ({type(error).__name__}); remove it to start afresh") from error
+    if not isinstance(state, dict) or "run" not in state: raise ValueError(f"the checkpoint {path} was not written by a training run; choose another path")
     differ = [f"{key} was {state['run'].get(key)!r} and is {value!r}" for key, value in run.items() if state["run"].get(key) != value]
     if differ: raise ValueError(f"the checkpoint {path} belongs to another run ({'; '.join(differ)}); remove it or choose another path")
     return state
@@ -201,14 +203,14 @@ def classification(model: nn.Module, inputs, labels: Tensor) -> Tensor:
     "Mean cross-entropy of the model's logits, in nats."
     return F.cross_entropy(model(inputs), labels)
 
-# %% ../nbs/02_training.ipynb #64a6430f
+# %% ../nbs/02_training.ipynb #e654ed53
 def fit(model: nn.Module,
         train: Split,
         validation: Split | None = None,    # to choose the best weights by
         *,
         steps: int | None = None,           # give either the steps ...
         epochs: float | None = None,        # ... or the epochs
-        lr: float = 1e-3,                   # for the default optimizer
+        lr: float | None = None,            # for the default optimizer; by default 1e-3
         batch_size: int = 32,
         optimizer: torch.optim.Optimizer | None = None,   # by default AdamW over all weights that are not frozen
         objective: Callable = classification,             # (model, inputs, labels) → loss
@@ -226,12 +228,13 @@ def fit(model: nn.Module,
     from accelerate import Accelerator
     accelerator = Accelerator()
     steps = number_of_steps(steps, epochs, len(train), batch_size)
-    optimizer = optimizer or adamw([w for w in model.parameters() if w.requires_grad], lr)
+    if optimizer and lr is not None: raise ValueError("the optimizer has a learning rate of its own; give lr or an optimizer, not both")
+    optimizer = optimizer or adamw([w for w in model.parameters() if w.requires_grad], 1e-3 if lr is None else lr)
     check_optimizer(model, optimizer)
     schedule = warmup_cosine(optimizer, steps, warmup)
     measure_every = measure_every or max(1, math.ceil(steps / 10))
     set_seed(seed)
-    run = Run(model, optimizer, schedule, checkpoint, dict(steps=steps, batch_size=batch_size, seed=seed, rows=len(train)))
+    run = Run(model, optimizer, schedule, checkpoint, dict(steps=steps, batch_size=batch_size, seed=seed, rows=len(train), optimizer=_settings(optimizer)))
     start = run.resume()
     learner, stepper = accelerator.prepare(model, optimizer)
     if accelerator.num_processes == 1: learner = model
@@ -257,7 +260,7 @@ def fit(model: nn.Module,
     run.restore_best()
     return run.history
 
-# %% ../nbs/02_training.ipynb #2f88a2e9
+# %% ../nbs/02_training.ipynb #cc96f2ab
 def number_of_steps(steps: int | None, epochs: float | None, rows: int, batch_size: int) -> int:
     "The steps of a run that is given in steps or in epochs."
     if (steps is None) == (epochs is None): raise ValueError("give either steps or epochs")
@@ -265,6 +268,11 @@ def number_of_steps(steps: int | None, epochs: float | None, rows: int, batch_si
     steps = steps if steps is not None else round(epochs * math.ceil(rows / batch_size))
     if steps < 1: raise ValueError(f"a run needs at least one step, and this would have {steps}")
     return steps
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:
+    "The learning rate and the other numbers of each group."
+    return [{name: group[name] for name in ("initial_lr", "weight_decay", "momentum", "betas") if name in group} for group in optimizer.param_groups]
 
 
 def _as_float(images: Tensor) -> Tensor:

@@ -238,6 +238,7 @@ def tiny_glyph_cnn(tmp_path, monkeypatch):
     config = {"backbone": "glyph-cnn", "widths": [4, 8], "depth": 1, "prepare": {"size": 8, "mean": [0.5], "std": [0.3]}}
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(transfer, "glyph_cnn", lambda: folder)
+    monkeypatch.setattr(transfer, "untrained_glyph_cnn", lambda: (ResidualCNN((4, 8), 1), transfer.Preprocess(8, [0.5], [0.3])))
     return folder
 
 

@@ -34,18 +34,18 @@ def prox_squared(proposal: Tensor,     # where the optimizer's step led
     "argmin_θ ½‖θ − proposal‖² + strength/2 ‖θ − source‖²  =  (proposal + strength · source) / (1 + strength)."
     return torch.lerp(proposal, source, strength / (1 + strength))
 
-# %% ../../nbs/13_proximal.ipynb #9307b4cd
+# %% ../../nbs/13_proximal.ipynb #b2038e43
 class ProximalPull:
     "After each step of an optimizer, pull weights towards where they were when this object was made (L2-SP)."
 
     def __init__(self, weights: Iterable[nn.Parameter],      # what is pulled; frozen ones are left out
                  strength: float,                            # λ ≥ 0
                  reference: Iterable[Tensor] | None = None): # other values to be pulled to; by default the present ones
-        if not strength >= 0: raise ValueError(f"the strength of a pull must be at least 0, and is {strength}")
+        if not 0 <= strength < float("inf"): raise ValueError(f"the strength of a pull must be at least 0 and finite, and is {strength}")
         self.weights = list(weights)
         values = self.weights if reference is None else list(reference)
         if [v.shape for v in values] != [w.shape for w in self.weights]: raise ValueError("the reference does not have the shapes of the weights")
-        pairs = [(w, v.detach().clone()) for w, v in zip(self.weights, values) if w.requires_grad]
+        pairs = [(w, v.detach().to(w, copy=True)) for w, v in zip(self.weights, values) if w.requires_grad]
         self.weights, self.source = [w for w, _ in pairs], [v for _, v in pairs]
         self.strength = strength
 
@@ -66,7 +66,8 @@ class ProximalPull:
     def _pull(self, optimizer, *_) -> None:
         "θ ← prox(θ), with η the group's present learning rate; `prox_squared` for all tensors in one call."
         for i, weights, source in self._parts:
-            if source[0].device != weights[0].device: source[:] = [s.to(w.device) for s, w in zip(source, weights)]
+            if source[0].device != weights[0].device:                    # the model was moved after this object was made
+                for s, w in zip(source, weights): s.data = s.to(w.device)
             strength = float(optimizer.param_groups[i]["lr"]) * self.strength
             torch._foreach_lerp_(weights, source, strength / (1 + strength))
 

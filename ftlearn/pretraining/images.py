@@ -21,8 +21,8 @@ from ..data import Affine, Task, load_task, show_images
 from ..training import evaluate, fit
 
 # %% auto #0
-__all__ = ['RECIPE', 'CARD', 'Preprocess', 'convolution', 'ResidualBlock', 'ResidualCNN', 'classifier', 'pretrain_supervised',
-           'glyph_cnn', 'load_glyph_cnn']
+__all__ = ['RECIPE', 'CARD', 'Preprocess', 'convolution', 'ResidualBlock', 'ResidualCNN', 'classifier', 'untrained_glyph_cnn',
+           'pretrain_supervised', 'glyph_cnn', 'load_glyph_cnn']
 
 # %% ../../nbs/07_image_pretraining.ipynb #31cf554b
 class Preprocess(nn.Module):
@@ -68,7 +68,7 @@ class ResidualBlock(nn.Module):
         "(n, inputs, h, w) → (n, outputs, h / stride, w / stride)"
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
-# %% ../../nbs/07_image_pretraining.ipynb #e7b8c0e1
+# %% ../../nbs/07_image_pretraining.ipynb #823ca1ea
 class ResidualCNN(nn.Module):
     "Images to features: a first convolution, stages of residual blocks (each half the size of the last), and an average."
 
@@ -77,6 +77,7 @@ class ResidualCNN(nn.Module):
                  channels: int = 1):                              # of the images
         super().__init__()
         self.width = widths[-1]
+        self.config = {"widths": list(widths), "depth": depth, "channels": channels}
         self.stem = nn.Sequential(*convolution(channels, widths[0]), nn.ReLU())
         inputs = [widths[0], *widths[:-1]]
         self.stages = nn.Sequential(*(self._stage(i, o, depth, 1 if n == 0 else 2) for n, (i, o) in enumerate(zip(inputs, widths))))
@@ -89,7 +90,7 @@ class ResidualCNN(nn.Module):
         "(n, channels, size, size) → (n, width)"
         return self.stages(self.stem(images)).mean((2, 3))
 
-# %% ../../nbs/07_image_pretraining.ipynb #268eec84
+# %% ../../nbs/07_image_pretraining.ipynb #0f4f0369
 RECIPE = {"task": "glyphs", "n": 50_000, "widths": (16, 32, 64, 128), "depth": 2, "size": 8, "mean": [0.3], "std": [0.35],
           "steps": 1200, "batch_size": 128, "lr": 4e-3, "seed": 0}
 
@@ -100,14 +101,19 @@ def classifier(backbone: nn.Module, prepare: nn.Module, num_labels: int) -> nn.S
     return nn.Sequential(OrderedDict(parts))
 
 
+def untrained_glyph_cnn(recipe: dict = RECIPE) -> tuple[ResidualCNN, Preprocess]:
+    "The architecture with random weights, and the preparation that goes with it."
+    backbone = ResidualCNN(recipe["widths"], recipe["depth"], channels=len(recipe["mean"]))
+    return backbone, Preprocess(recipe["size"], recipe["mean"], recipe["std"])
+
+
 def pretrain_supervised(recipe: dict = RECIPE,          # what the result depends on
                         task: Task | None = None,       # by default the one that the recipe names
                        ) -> tuple[nn.Sequential, dict]: # the whole network and its figures
     "Learn to tell the labels of the source task apart."
     task = task or load_task(recipe["task"], n=recipe["n"], seed=recipe["seed"])
     set_seed(recipe["seed"])
-    backbone = ResidualCNN(recipe["widths"], recipe["depth"], channels=len(recipe["mean"]))
-    model = classifier(backbone, Preprocess(recipe["size"], recipe["mean"], recipe["std"]), task.num_labels)
+    model = classifier(*untrained_glyph_cnn(recipe), task.num_labels)
     history = fit(model, task.train, task.validation, steps=recipe["steps"], batch_size=recipe["batch_size"], lr=recipe["lr"],
                   measure_every=max(1, recipe["steps"] // 6), seed=recipe["seed"], description="pretraining on letters")
     return model, {"test": evaluate(model, task.test), "first_loss": history.losses[0], "losses": history.losses[::10],
@@ -130,7 +136,7 @@ def _train_into(folder: Path, recipe: dict) -> None:
     (folder/"figures.json").write_text(json.dumps(figures, indent=1))
     (folder/"README.md").write_text(CARD.format(accuracy=figures["test"]["accuracy"], classes=len(figures["labels"]), **recipe), encoding="utf8")
 
-# %% ../../nbs/07_image_pretraining.ipynb #1fd48a19
+# %% ../../nbs/07_image_pretraining.ipynb #cde3d9e5
 CARD = """---
 license: apache-2.0
 library_name: ftlearn
@@ -147,11 +153,9 @@ letters apart that were rendered from matplotlib's fonts. No digit was ever show
 """
 
 
-def load_glyph_cnn(folder: Path,            # what `glyph_cnn` returned
-                   pretrained: bool = True, # or the same architecture with random weights
-                  ) -> tuple[ResidualCNN, Preprocess]:
-    "The backbone and the preparation that goes with it."
+def load_glyph_cnn(folder: Path) -> tuple[ResidualCNN, Preprocess]:
+    "The pretrained backbone in the folder that `glyph_cnn` returned, and the preparation that goes with it."
     config = json.loads((folder/"config.json").read_text())
     backbone = ResidualCNN(tuple(config["widths"]), config["depth"], channels=len(config["prepare"]["mean"]))
-    if pretrained: backbone.load_state_dict(load_file(folder/"model.safetensors"))
+    backbone.load_state_dict(load_file(folder/"model.safetensors"))
     return backbone, Preprocess(**config["prepare"])
