@@ -191,3 +191,9 @@ def test_torchvision_can_be_imported_after_ftlearn():
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
     assert done.stdout == "1000\n", done.stderr
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("module", ["transfer.model", "adaptation.proximal", "pretraining.images"])
+def test_each_module_imports_first(module):
+    "Guards against an import order in which torchvision comes before its mend."
+    subprocess.run([sys.executable, "-c", f"import ftlearn.{module}"], check=True, timeout=120)
