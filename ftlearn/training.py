@@ -203,7 +203,7 @@ def classification(model: nn.Module, inputs, labels: Tensor) -> Tensor:
     "Mean cross-entropy of the model's logits, in nats."
     return F.cross_entropy(model(inputs), labels)
 
-# %% ../nbs/02_training.ipynb #e654ed53
+# %% ../nbs/02_training.ipynb #f626e246
 def fit(model: nn.Module,
         train: Split,
         validation: Split | None = None,    # to choose the best weights by
@@ -236,8 +236,8 @@ def fit(model: nn.Module,
     set_seed(seed)
     run = Run(model, optimizer, schedule, checkpoint, dict(steps=steps, batch_size=batch_size, seed=seed, rows=len(train), optimizer=_settings(optimizer)))
     start = run.resume()
-    learner, stepper = accelerator.prepare(model, optimizer)
-    if accelerator.num_processes == 1: learner = model
+    if accelerator.num_processes > 1: learner, stepper = accelerator.prepare(model, optimizer)
+    else: learner, stepper = model.to(accelerator.device), optimizer      # wrappers would cost time and do nothing
     todo = range(start, steps) if not run.history.stopped_early else range(0)
     part = (accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(train, batch_sampler=batches(len(train), batch_size, todo, seed, part), collate_fn=identity,
@@ -248,8 +248,8 @@ def fit(model: nn.Module,
         inputs, labels = to_device((inputs, labels), accelerator.device)
         with mixed_precision(model): loss = objective(learner, inputs, labels)
         run.log(step, loss.item())
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_((w for group in optimizer.param_groups for w in group["params"]), clip)
+        loss.backward()
+        nn.utils.clip_grad_norm_([w for group in optimizer.param_groups for w in group["params"]], clip)
         stepper.step()
         schedule.step()
         optimizer.zero_grad()
