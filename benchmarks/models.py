@@ -5,15 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftlearn.pretraining.images import RECIPE, Preprocess, ResidualCNN
+from ftlearn.pretraining.images import untrained_glyph_cnn
 from ftlearn.transfer.model import Backbone, TransferModel
 
 
 def glyph_cnn(label_names=tuple("0123456789")) -> TransferModel:
     "The residual network of the course with a new head."
     torch.manual_seed(0)
-    backbone = ResidualCNN(RECIPE["widths"], RECIPE["depth"])
-    prepare = Preprocess(RECIPE["size"], RECIPE["mean"], RECIPE["std"])
+    backbone, prepare = untrained_glyph_cnn()
     return TransferModel(Backbone("glyph-cnn", backbone, backbone.width, prepare, True, lr=3e-4), list(label_names))
 
 

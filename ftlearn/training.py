@@ -227,6 +227,7 @@ def fit(model: nn.Module,
     "Train `model` in place; with a validation split it ends with the best weights seen (highest accuracy, then lowest loss)."
     from accelerate import Accelerator
     accelerator = Accelerator()
+    model.to(accelerator.device)            # before a checkpoint is loaded: the optimizer's state follows the weights
     steps = number_of_steps(steps, epochs, len(train), batch_size)
     if optimizer and lr is not None: raise ValueError("the optimizer has a learning rate of its own; give lr or an optimizer, not both")
     optimizer = optimizer or adamw([w for w in model.parameters() if w.requires_grad], 1e-3 if lr is None else lr)
@@ -237,7 +238,7 @@ def fit(model: nn.Module,
     run = Run(model, optimizer, schedule, checkpoint, dict(steps=steps, batch_size=batch_size, seed=seed, rows=len(train), optimizer=_settings(optimizer)))
     start = run.resume()
     if accelerator.num_processes > 1: learner, stepper = accelerator.prepare(model, optimizer)
-    else: learner, stepper = model.to(accelerator.device), optimizer      # wrappers would cost time and do nothing
+    else: learner, stepper = model, optimizer      # wrappers would cost time and do nothing
     todo = range(start, steps) if not run.history.stopped_early else range(0)
     part = (accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(train, batch_sampler=batches(len(train), batch_size, todo, seed, part), collate_fn=identity,

@@ -5,13 +5,12 @@
 # %% ../../nbs/08_transfer.ipynb #dc464782
 from __future__ import annotations
 
-import copy
 import json
 import math
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlparse
@@ -21,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core import Interval, atomic_write, claim, generator, in_parallel, interval, plot_style, unknown
+from ..core import Interval, atomic_write, best_device, claim, generator, in_parallel, interval, plot_style, unknown
 from ..data import Split, Task, load_task
 from ..pretraining.images import Preprocess, ResidualCNN, glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
 from ..training import History, adamw, evaluate, evaluating, fit, freeze_statistics, mixed_precision, set_modes, to_device
@@ -313,6 +312,7 @@ def finetune(model: TransferModel,               # changed in place
     check_task(model, task)
     strategy = strategy or FullFineTuning()
     start = time.perf_counter()
+    model.to(best_device())                 # the frozen part too, which `fit` may never see
     strategy.prepare(model)
     optimizer = strategy.optimizer(model)
     learner, train, validation = model, task.train, task.validation
