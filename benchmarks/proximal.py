@@ -1,7 +1,6 @@
 """What staying near the source costs: a step with the closed-form pull, or with a term in the loss, against a plain one."""
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from ftlearn.adaptation.proximal import ProximalPull, l2sp_penalty

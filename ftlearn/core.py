@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
 import tempfile
@@ -181,7 +180,8 @@ def in_parallel(function: Callable,              # runs in another process, on o
     arguments = list(arguments)
     processes = os.cpu_count() if best_device().type == "cpu" else 1
     try:
-        with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+        with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs")      # joblib renews workers that hold much memory
             return Parallel()(delayed(function)(*call) for call in arguments)
     except PicklingError:            # it refers to something that cannot be carried over, a lock say
         return [function(*call) for call in arguments]

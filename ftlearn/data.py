@@ -5,13 +5,22 @@
 # %% ../nbs/01_data.ipynb #63145d25
 from __future__ import annotations
 
+import ast
+import codecs
 import gzip
 import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import json
 import math
 import os
+import platform
+import re
+import sysconfig
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,14 +31,19 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from .core import claim, generator, plot_style, unknown
+from .core import cached, generator, in_parallel, unknown
 
 # %% auto #0
 __all__ = ['ALPHABETS', 'HELD_OUT_FONTS', 'HANDWRITING', 'IMAGE_SUFFIXES', 'MEMORY_FOR_IMAGES', 'GREY_MODES', 'SPLIT_FOLDERS',
-           'HUB_NAMES', 'FASHION', 'BUILT_IN', 'identity', 'Split', 'Task', 'few_shot_rows', 'content_groups',
-           'split_rows', 'Affine', 'show_images', 'digits', 'fonts', 'letters', 'has_letter', 'render',
+           'HUB_NAMES', 'FASHION', 'PACKAGES', 'NO_DOCUMENTS', 'MARK', 'UNMARK', 'SHARED_WORDS', 'DOCS_FORMAT', 'PIECE',
+           'SPECIAL', 'IGNORED', 'BUILT_IN', 'identity', 'Split', 'Task', 'few_shot_rows', 'any_rows', 'content_groups',
+           'split_rows', 'as_float', 'Affine', 'show_images', 'digits', 'fonts', 'letters', 'has_letter', 'render',
            'distinct_letters', 'scan', 'glyphs', 'ImageFiles', 'image_folder', 'complete_splits', 'hub_answers',
-           'hub_dataset', 'images_from_dataset', 'idx_folder', 'load_task']
+           'hub_dataset', 'images_from_dataset', 'idx_folder', 'source_files', 'document_split', 'docstrings', 'prose',
+           'runs', 'without_overlap', 'Texts', 'Corpus', 'docs_versions', 'docs_folder', 'docs_paragraphs', 'unmarked',
+           'docs_corpus', 'text_encoding', 'text_corpus', 'dataset_corpus', 'load_corpus', 'train_tokenizer',
+           'TokenBlocks', 'tokenize', 'Rows', 'Ragged', 'encode_words', 'sentences', 'docs_entities', 'docs_package',
+           'docs_order', 'load_task']
 
 # %% ../nbs/01_data.ipynb #457269fa
 def identity(batch): return batch          # `collate_fn` for data sets that answer with whole batches
@@ -39,7 +53,7 @@ def identity(batch): return batch          # `collate_fn` for data sets that ans
 class Split:
     "Inputs with their labels: a torch data set that answers a list of row numbers with one batch."
     inputs: Tensor | Sequence   # (n, channels, height, width) uint8, or a sequence that a list of row numbers can index
-    labels: Tensor              # (n,) int64
+    labels: Tensor | Sequence   # (n,) int64; where each word of a row has a label, a sequence of lists
 
     def __post_init__(self):
         if len(self.inputs) != len(self.labels):
@@ -52,8 +66,8 @@ class Split:
     def select(self, rows: Sequence[int] | Tensor) -> Split:
         "The split that holds `rows` only, in this order."
         rows = torch.as_tensor(rows, dtype=torch.long).tolist()
-        inputs = self.inputs.subset(rows) if hasattr(self.inputs, "subset") else self.inputs[rows]
-        return Split(inputs, self.labels[rows])
+        inputs, labels = (x.subset(rows) if hasattr(x, "subset") else x[rows] for x in (self.inputs, self.labels))
+        return Split(inputs, labels)
 
 # %% ../nbs/01_data.ipynb #02f4b0fd
 @dataclass
@@ -75,8 +89,9 @@ class Task:
     def num_labels(self) -> int: return len(self.label_names)
 
     def few_shot(self, shots: int, seed: int = 0) -> Task:
-        "The same task with `shots` training rows a class, drawn by `seed`; validation and test stay whole."
-        rows = few_shot_rows(self.train.labels, shots, seed, self.label_names)
+        "The same task with `shots` training rows a class (sentences, where each word has a label), drawn by `seed`; validation and test stay whole."
+        if self.kind == "token-classification": rows = any_rows(len(self.train), shots, seed)
+        else: rows = few_shot_rows(self.train.labels, shots, seed, self.label_names)
         return replace(self, train=self.train.select(rows), card=self.card | {"shots": shots, "draw": seed})
 
     def __repr__(self) -> str:
@@ -98,6 +113,12 @@ def few_shot_rows(labels: Tensor,           # (n,) the labels to draw from
         raise ValueError(f"class {names[smallest]!r} has {len(rows[smallest])} training rows, fewer than the {shots} asked for; "
                          f"ask for few_shot({len(rows[smallest])}) or label more rows of this class")
     return torch.stack(rows, 1).flatten()
+
+
+def any_rows(n: int, shots: int, seed: int) -> Tensor:
+    "Draw `shots` of `n` rows, whatever their labels. For one seed, a smaller draw is contained in a larger one."
+    if not 1 <= shots <= n: raise ValueError(f"few_shot can draw from 1 to {n} of the training rows here, and {shots} were asked for")
+    return torch.randperm(n, generator=generator(seed, "few-shot"))[:shots]
 
 # %% ../nbs/01_data.ipynb #911db5ad
 def content_groups(inputs: Tensor | Sequence) -> list[str]:
@@ -132,6 +153,11 @@ def _portions(items: list, fractions: Sequence[float]) -> list[list]:
     return [items[start:end] for start, end in zip([0, *ends], ends)]
 
 # %% ../nbs/01_data.ipynb #ee01ab7b
+def as_float(images: Tensor) -> Tensor:
+    "Images between 0 and 1."
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 @dataclass(frozen=True)
 class Affine:
     "Random affine and elastic maps, drawn for each image of a batch separately."
@@ -498,8 +524,469 @@ def idx_folder(folder: Path, name: str, seed: int = 0) -> Task:
 
 FASHION = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
+# %% ../nbs/01_data.ipynb #38501be4
+PACKAGES = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "pandas": "pandas",     # module: distribution
+            "sympy": "sympy", "networkx": "networkx", "matplotlib": "matplotlib"}
+NO_DOCUMENTS = {"tests", "test", "testing", "site-packages", "idlelib", "turtledemo", "externals", "_vendor", "__pycache__"}
+
+
+def source_files() -> dict[str, Path]:
+    "Python's own source files and those of `PACKAGES`, by document name such as 'torch/nn/modules/linear.py'. Nothing is imported."
+    roots = {name: Path(importlib.util.find_spec(name).origin).parent for name in PACKAGES}
+    roots["python"] = Path(sysconfig.get_path("stdlib"))
+    found = {f"{name}/{path.relative_to(root).as_posix()}": path for name, root in roots.items() for path in sorted(root.rglob("*.py"))}
+    return {name: path for name, path in found.items() if not NO_DOCUMENTS & set(name.split("/")[1:-1])}
+
+
+def document_split(name: str) -> str:
+    "The split of a document: 75 in 100 are for training, 10 for validation, 15 for the test."
+    position = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 20
+    return "test" if position < 3 else "validation" if position < 5 else "train"
+
+
+def docstrings(path: Path) -> list[str]:
+    "The docstrings of a source file, dedented; none if it is not valid Python."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                # other people's invalid escape sequences
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError): return []
+    found = (ast.get_docstring(node) for node in ast.walk(tree)
+             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)))
+    return [text for text in found if text]
+
+# %% ../nbs/01_data.ipynb #cf1145d4
+MARK, UNMARK = "\ue000", "\ue001"                     # around the words that an author marked as the name of code
+_ROLE = re.compile(r":(?:[a-z]+:)?([a-z]+):`[~!]?([^`<]+?)(?: *<[^`>]*>)?`")
+_CODE_ROLES = {"class", "func", "meth", "mod", "exc", "attr"}
+_CODE_BLOCKS = {"code", "code-block", "math", "plot", "parsed-literal", "testcode", "testoutput", "autosummary", "ipython",
+                "doctest", "sourcecode", "image", "figure", "index", "toctree", "table", "csv-table", "list-table"}
+_HEADING = re.compile(r"^([-=~^*\"'#+.])\1{2,}\s*$")
+_PARAMETER = re.compile(r"^\*{0,2}\w+(?:, *\*{0,2}\w+)* : .*$|^[-*|+=]{3,}|^\.\. ")            # x : int, optional
+_ARGUMENT = re.compile(r"^:\w+[^:`]*:(?!`) ?|^\*{0,2}\w+ ?\([^)]*\): ?|^[-*] ")                       # :param x: or x (int): or a bullet
+_PLAIN_WORD = re.compile(rf"[(\"'{MARK}]*[A-Za-z][a-z]*(?:[-'][a-z]+)*[.,;:)!?\"'{UNMARK}]*")
+
+
+def prose(docstring: str) -> list[str]:
+    "The paragraphs of a docstring that are prose, each on one line, with marked names between `MARK` and `UNMARK`."
+    return [text for text in map(_without_markup, _paragraphs(docstring)) if _is_prose(text)]
+
+
+def _paragraphs(docstring: str) -> Iterator[str]:
+    "Runs of lines that are not headings, parameter lines, examples, or blocks that a directive or a double colon opens."
+    lines, current, block = [*docstring.splitlines(), ""], [], None       # block: how far a block of code is indented, at least
+    for line, following in zip(lines, [*lines[1:], ""]):
+        text, indent = line.strip(), len(line) - len(line.lstrip())
+        if block is not None and (not text or indent > block): continue
+        block = None
+        directive = re.match(r"\.\. ?([\w-]+)::", text)
+        if (directive and directive[1] in _CODE_BLOCKS) or text.endswith("::"): block = indent
+        if directive or not text or text.startswith(">>>") or _HEADING.match(text) or _HEADING.match(following.strip()) or _PARAMETER.match(text):
+            if current: yield " ".join(current)
+            current = []
+        else: current.append(_ARGUMENT.sub("", text))
+        if block is not None and current: yield " ".join(current); current = []
+
+
+def _without_markup(text: str) -> str:
+    "A paragraph without reStructuredText's markup."
+    def name(match):
+        last = match[2].strip().removesuffix("()").rsplit(".", 1)[-1]
+        return f"{MARK}{last}{UNMARK}" if match[1] in _CODE_ROLES and last.isidentifier() else match[2]
+    text = re.sub(r"`+|\*\*|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)|(?<=\w)_(?=\s)", "", _ROLE.sub(name, text))
+    return re.sub(r"\s+", " ", text.replace("::", ":")).strip()
+
+
+def _is_prose(text: str) -> bool:
+    "Whether at least five words, and three in five of them plain words."
+    words = text.split()
+    return len(words) >= 5 and sum(bool(_PLAIN_WORD.fullmatch(w)) for w in words) >= 0.6 * len(words)
+
+# %% ../nbs/01_data.ipynb #c7a43afc
+SHARED_WORDS = 8
+
+
+def runs(text: str, length: int = SHARED_WORDS) -> set[tuple]:
+    "All runs of `length` words in `text`, in lower case and without punctuation; the whole text if it is shorter."
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i:i + length]) for i in range(max(1, len(words) - length + 1))}
+
+
+def without_overlap(documents: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
+    "Split documents, drop repeated paragraphs, and drop from the training part what a held-out document also says."
+    splits = {"train": {}, "validation": {}, "test": {}}
+    held_out, seen = set(), set()
+    for split in ("test", "validation", "train"):
+        for name, paragraphs in documents.items():
+            if document_split(name) != split: continue
+            kept = []
+            for text in paragraphs:
+                hashes = {hash(run) for run in runs(text)}
+                if text in seen or split != "test" and not hashes.isdisjoint(held_out): continue
+                seen.add(text); kept.append((text, hashes))
+            if split != "train": held_out.update(*(hashes for _, hashes in kept))
+            if kept: splits[split][name] = [text for text, _ in kept]
+    return splits
+
+# %% ../nbs/01_data.ipynb #a6c75baf
+@dataclass(frozen=True)
+class Texts:
+    "Documents that are read one at a time, as often as one likes; they need never be in memory together."
+    read: Callable[[], Iterator[str]]
+    def __iter__(self) -> Iterator[str]: return self.read()
+
+
+@dataclass
+class Corpus:
+    "Text to pretrain on, split by document."
+    name: str
+    train: Texts
+    validation: Texts
+    key: str                 # another text, another key: what is computed from the corpus is cached under it
+    card: dict = field(default_factory=dict)
+
+    def __repr__(self) -> str: return f"Corpus({self.name!r}: {self.card.get('size', 'of unknown size')})"
+
+
+DOCS_FORMAT = 1          # to be raised when the reading or cleaning changes
+
+
+def docs_versions() -> dict[str, str]:
+    "The packages that the docstrings are read from, with their versions."
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES.values()}
+
+
+def docs_folder() -> Path:
+    "The folder with the prose of all docstrings, one JSON file a split: read in half a minute on first use, then cached."
+    key = hashlib.sha256(json.dumps([docs_versions(), SHARED_WORDS, DOCS_FORMAT]).encode()).hexdigest()[:10]
+    return cached(f"corpora/docs-{key}", _read_docs)
+
+
+def _read_docs(folder: Path) -> None:
+    "Parse, clean, split, and write."
+    files = source_files()
+    documents = dict(zip(files, in_parallel(_document, [(path,) for path in files.values()])))
+    for split, texts in without_overlap(documents).items():
+        (folder/f"{split}.json").write_text(json.dumps(texts), encoding="utf8")
+
+
+def _document(path: Path) -> list[str]: return [paragraph for text in docstrings(path) for paragraph in prose(text)]
+
+
+def docs_paragraphs(split: str) -> dict[str, list[str]]:
+    "Document name → paragraphs with marks, of 'train', 'validation' or 'test'."
+    return json.loads((docs_folder()/f"{split}.json").read_text(encoding="utf8"))
+
+
+def unmarked(text: str) -> str: return text.replace(MARK, "").replace(UNMARK, "")
+
+
+def docs_corpus() -> Corpus:
+    "The docstrings of Python and of the packages that are installed with this one."
+    def texts(split): return Texts(lambda: (unmarked("\n".join(paragraphs)) for paragraphs in docs_paragraphs(split).values()))
+    words = sum(len(text.split()) for text in texts("train"))
+    card = {"origin": "docstrings of " + ", ".join(f"{name} {version}" for name, version in docs_versions().items()),
+            "licence": "that of each package (BSD, PSF, MIT and the like); read from the reader's own disk, not copied",
+            "size": f"{words / 1e6:.1f} million words for training",
+            "beware": "English about mathematics and code, in one style. Documents of the test split are never given to a model."}
+    return Corpus("docs", texts("train"), texts("validation"), key=docs_folder().name, card=card)
+
+# %% ../nbs/01_data.ipynb #c390ced0
+PIECE = 64_000          # characters of a file that are read as one document
+
+
+def text_encoding(path: Path) -> str:
+    "The encoding of a text file; an error if it is not text. The whole file is looked at, a piece at a time."
+    decoder, position, accents = codecs.getincrementaldecoder("utf-8-sig")(), 0, False
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE):
+            if position == 0 and piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): return "utf-16"
+            if b"\0" in piece: raise ValueError(f"{path} is a binary file, not text; remove it from the corpus, or convert it to plain text")
+            try: decoder.decode(piece)
+            except UnicodeDecodeError as error:
+                if not accents and error.object[:error.start].isascii(): return _older_encoding(path, piece)
+                raise ValueError(f"{path} is UTF-8 up to byte {position + error.start}, and not from there on; mend or convert it") from error
+            position, accents = position + len(piece), accents or not piece.isascii()
+    return "utf-8-sig"
+
+
+def _older_encoding(path: Path, piece: bytes) -> str:
+    "Where nearly all letters are ASCII, Western Europe's encoding; otherwise what `charset_normalizer` finds likeliest."
+    if sum(byte > 127 for byte in piece) < 0.2 * len(piece):
+        try: piece.decode("cp1252")
+        except UnicodeDecodeError: return "latin-1"
+        return "cp1252"
+    from charset_normalizer import from_bytes
+    best = from_bytes(piece).best()
+    if best is None: raise ValueError(f"the encoding of {path} cannot be recognised; convert it to UTF-8")
+    return best.encoding
+
+
+def _pieces(path: Path, size: int = PIECE) -> Iterator[str]:
+    "The text of a file, cut at line ends into pieces of about `size` characters."
+    encoding = text_encoding(path)
+    try:
+        with open(path, encoding=encoding) as file:
+            while lines := file.readlines(size): yield "".join(lines)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not {encoding} throughout ({error.reason}); convert it to UTF-8") from error
+
+
+def text_corpus(source: str | Path) -> Corpus:
+    "A corpus from a text file, or from all files of a folder."
+    path = Path(source).expanduser()
+    if not path.exists(): raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    total = sum(file.stat().st_size for file in files)
+    if not total: raise ValueError(f"{str(path)!r} holds no text; give a text file, or a folder with some")
+    size = max(200, min(PIECE, total // 40))              # so that a small corpus, too, has pieces to hold out
+    many = len(files) >= 20
+    def texts(wanted):
+        number = 0
+        for index, file in enumerate(files):
+            for piece in _pieces(file, size):
+                if piece.strip() and _held_out(index if many else number) == wanted: yield piece
+                number += 1
+    key = hashlib.sha256(repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()[:16]
+    return Corpus(path.name, Texts(lambda: texts(False)), Texts(lambda: texts(True)), key,
+                  {"origin": f"{len(files)} file{'s' * (len(files) != 1)} of {path.name}", "size": f"{total / 1e6:.1f} MB", "licence": "see its owner"})
+
+
+def _held_out(number: int) -> bool:
+    "Whether a document is for validation: every twentieth."
+    return number % 20 == 19
+
+
+def dataset_corpus(data, name: str = "dataset", column: str | None = None) -> Corpus:
+    "A corpus from a `datasets` data set (also a streamed one) or a dict of splits with a 'train' split."
+    parts = data if hasattr(data, "keys") else {"train": data}
+    if "train" not in parts: raise ValueError(f"{name!r} needs a split named 'train', and has {', '.join(parts)}")
+    column = _text_column(parts["train"], name, column)
+    own = next((parts[key] for key in ("validation", "valid", "dev") if key in parts), None)
+    def texts(rows, wanted=None):
+        return Texts(lambda: (row[column] for number, row in enumerate(rows)
+                              if (row[column] or "").strip() and (wanted is None or _held_out(number) == wanted)))
+    train, validation = (texts(parts["train"]), texts(own)) if own is not None else (texts(parts["train"], False), texts(parts["train"], True))
+    print_of = lambda rows: getattr(rows, "_fingerprint", None) or name
+    return Corpus(name, train, validation, hashlib.sha256(f"{print_of(parts['train'])}/{column}".encode()).hexdigest()[:16],
+                  {"origin": name, "licence": getattr(getattr(parts["train"], "info", None), "license", "") or "see its page on the Hub"})
+
+
+def _text_column(rows, name: str, column: str | None) -> str:
+    "The column with the text: the one that was named, one called 'text', or the only one that holds strings."
+    first = next(iter(rows), None)
+    if first is None: raise ValueError(f"{name!r} holds no rows")
+    strings = [key for key, value in first.items() if isinstance(value, str)]
+    if column is not None and column not in strings: raise ValueError(f"{name!r} has no text column {column!r}; its text columns are {strings}")
+    if column is None and "text" not in strings and len(strings) != 1: raise ValueError(f"{name!r} has the text columns {strings}; name one: column=...")
+    return column or ("text" if "text" in strings else strings[0])
+
+
+def load_corpus(source="docs",                # "docs", a file or folder of text, a Hub name, a `datasets` object, or a `Corpus`
+                column: str | None = None,    # of a data set: where the text is
+                **options,                    # passed on to `datasets.load_dataset`, such as name="wikitext-2-v1"
+               ) -> Corpus:
+    "Text to pretrain on, from any of the places where text is kept."
+    if isinstance(source, Corpus): return source
+    if not isinstance(source, (str, Path)): return dataset_corpus(source, column=column)
+    if source == "docs": return docs_corpus()
+    if Path(source).expanduser().exists(): return text_corpus(source)
+    local = Path(os.environ.get("FTLEARN_DATA") or os.devnull)/str(source)
+    if local.exists(): return text_corpus(local)
+    if isinstance(source, str) and _is_hub_name(source): return dataset_corpus(hub_dataset(source, **options), source, column)
+    return text_corpus(source)            # says that there is no such file
+
+# %% ../nbs/01_data.ipynb #30adaeb7
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+def train_tokenizer(texts: Iterable[str],
+                    vocab_size: int = 8192,
+                    kind: str = "wordpiece",         # "wordpiece": lower case, as in BERT; "bpe": lossless, on bytes, as in GPT
+                    limit: int = 50_000_000,         # read so many characters at most
+                   ):                                # a `transformers.PreTrainedTokenizerFast`
+    "Learn a vocabulary from text."
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    common = {"vocab_size": vocab_size, "show_progress": False}
+    if kind == "wordpiece":
+        tokenizer, special = Tokenizer(models.WordPiece(unk_token="[UNK]")), SPECIAL
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(special_tokens=list(special.values()), **common)
+    elif kind == "bpe":
+        tokenizer, special = Tokenizer(models.BPE()), {"eos_token": "<|end|>", "bos_token": "<|end|>"}
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
+    else: raise unknown("kind of tokenizer", kind, ["wordpiece", "bpe"])
+    tokenizer.train_from_iterator(_up_to(limit, texts), trainer)
+    learned = tokenizer.get_vocab_size()
+    if learned < vocab_size: raise ValueError(f"the text supports a vocabulary of {learned} pieces only, not {vocab_size}; ask for fewer, or give more text")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def _up_to(limit: int, texts: Iterable[str]) -> Iterator[str]:
+    "The first texts, until their characters exceed `limit`; none is an error."
+    read = 0
+    for text in texts:
+        if read >= limit: break
+        read += len(text)
+        yield text
+    if not read: raise ValueError("the corpus holds no text for training; it is empty, or all of it is in the validation part")
+
+# %% ../nbs/01_data.ipynb #b6db35f2
+class TokenBlocks:
+    "A file of tokens as rows of equal length; a list of row numbers gives one batch."
+
+    def __init__(self, path: str | Path,      # two-byte or four-byte numbers, as written by `tokenize`
+                 length: int):                # tokens a row
+        dtype = np.uint32 if Path(path).suffix == ".u4" else np.uint16
+        self.tokens, self.length = np.memmap(path, dtype, mode="r"), length
+        if len(self) == 0: raise ValueError(f"the text has {len(self.tokens)} tokens, fewer than one row of {length}; give more text or a smaller length")
+
+    def __len__(self) -> int: return len(self.tokens) // self.length
+
+    def __getitem__(self, rows: list[int]) -> Tensor:
+        "(rows, length) int64"
+        return torch.from_numpy(np.stack([self.tokens[r * self.length:(r + 1) * self.length] for r in rows]).astype(np.int64))
+
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        "Inputs and labels are the same tokens: the objective decides what to hide and what to ask for."
+        batch = self[rows]
+        return batch, batch
+
+
+def tokenize(corpus: Corpus, tokenizer) -> dict[str, Path]:
+    "Tokenize a corpus into the cache, once; returns the files of 'train' and 'validation'."
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    suffix = ".u2" if len(tokenizer) < 2**16 else ".u4"
+    def build(folder):
+        for split in ("train", "validation"): _write_tokens(getattr(corpus, split), tokenizer, folder/f"{split}{suffix}")
+    key = hashlib.sha256((corpus.key + vocabulary).encode()).hexdigest()[:12]
+    folder = cached(f"tokens/{corpus.name}-{key}", build)
+    return {split: folder/f"{split}{suffix}" for split in ("train", "validation")}
+
+
+def _write_tokens(texts: Iterable[str], tokenizer, path: Path, at_once: int = 64) -> None:
+    "Write the tokens of each text and a separator."
+    separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    dtype = np.uint32 if path.suffix == ".u4" else np.uint16
+    texts = iter(texts)
+    with open(path, "wb") as file:
+        while some := list(itertools.islice(texts, at_once)):
+            for tokens in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]: np.array([*tokens, separator], dtype).tofile(file)
+
+# %% ../nbs/01_data.ipynb #75429db2
+class Rows(Sequence):
+    "A list that a list of row numbers can index."
+    def __init__(self, items: Iterable): self.items = list(items)
+    def __len__(self) -> int: return len(self.items)
+    def __getitem__(self, row): return self.items[row] if isinstance(row, (int, slice)) else [self.items[r] for r in row]
+    def subset(self, rows: Sequence[int]) -> Rows: return Rows(self[rows])
+    def __repr__(self) -> str: return f"Rows({len(self)} rows, the first {self.items[:1]})"
+
+
+class Ragged(Sequence):
+    "Rows of numbers of different length; a list of row numbers gives one padded batch."
+
+    def __init__(self, rows: Iterable[Sequence[int]], padding: int):
+        self.rows, self.padding = [torch.as_tensor(row, dtype=torch.long) for row in rows], padding
+
+    def __len__(self) -> int: return len(self.rows)
+
+    def __getitem__(self, row):
+        "(tokens,) for a number; (rows, longest) for a list of numbers."
+        if isinstance(row, int): return self.rows[row]
+        return torch.nn.utils.rnn.pad_sequence([self.rows[r] for r in row], batch_first=True, padding_value=self.padding)
+
+    def subset(self, rows: Sequence[int]) -> Ragged: return Ragged([self.rows[r] for r in rows], self.padding)
+
+
+IGNORED = -100          # the label of what has none
+
+
+def encode_words(split: Split,               # lists of words, lists of labels
+                 tokenizer,
+                 piece: int = 0,             # which piece of a word has its label: 0 the first, -1 the last
+                 max_length: int = 256,      # tokens; what is longer is cut
+                ) -> Split:                  # `Ragged` tokens and labels
+    "Turn sentences of labelled words into tokens with labels."
+    blank = " " if tokenizer.mask_token is None else ""        # GPT's tokens carry the blank before a word
+    encoded = tokenizer([[blank + word for word in words] for words in split.inputs], is_split_into_words=True, truncation=True,
+                        max_length=max_length, return_token_type_ids=False)
+    labels = [_piece_labels(encoded.word_ids(row), tags, piece) for row, tags in enumerate(split.labels)]
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return Split(Ragged(encoded["input_ids"], padding), Ragged(labels, IGNORED))
+
+
+def _piece_labels(words: list[int | None], tags: Sequence[int], piece: int) -> list[int]:
+    "The label of each token, given the number of its word."
+    def labelled(t):
+        neighbour = t - 1 if piece == 0 else t + 1
+        return words[t] is not None and not (0 <= neighbour < len(words) and words[neighbour] == words[t])
+    return [tags[word] if labelled(t) else IGNORED for t, word in enumerate(words)]
+
+# %% ../nbs/01_data.ipynb #dd81b35b
+def sentences(split: str) -> Iterator[str]:
+    "The sentences of the docstrings, with marks, each once, in the order of the documents."
+    texts = (text for paragraphs in docs_paragraphs(split).values() for text in paragraphs)
+    found = (sentence for text in texts for sentence in re.split(rf"(?<=[.!?:])\s+(?=[{MARK}A-Z\"'(])", text))
+    return iter(dict.fromkeys(found))
+
+
+def _words_and_tags(sentence: str) -> tuple[list[str], list[int]]:
+    "The words in lower case, with 1 for each marked name (B-code) and 0 for any other word (O)."
+    found = re.findall(rf"{MARK}(\w+){UNMARK}|(\w+(?:[.'-]\w+)*|[^\w\s])", sentence)
+    return [(marked or plain).lower() for marked, plain in found], [int(bool(marked)) for marked, _ in found]
+
+
+def docs_entities() -> Task:
+    "Which words of a sentence are names of code? Marked by the authors of Python packages."
+    def split(part):
+        rows = [_words_and_tags(sentence) for sentence in sentences(part) if MARK in sentence]
+        rows = [(words, tags) for words, tags in rows if 5 <= len(words) <= 60]
+        return Split(Rows(words for words, _ in rows), Rows(tags for _, tags in rows))
+    card = docs_corpus().card | {"beware": "An author who forgot the markup has made an error in the labels; some sentences have such words."}
+    return Task("docs-entities", split("train"), split("validation"), split("test"), ["O", "B-code", "I-code"], "token-classification", card)
+
+
+def docs_package() -> Task:
+    "Which package is a paragraph from?"
+    names = ["python", *PACKAGES]
+    def split(part, most):
+        found = {name: [] for name in names}
+        for document, paragraphs in docs_paragraphs(part).items():
+            found[document.split("/")[0]] += [" ".join(unmarked(text).split()[:40]) for text in paragraphs[:5] if len(text.split()) >= 8]
+        chosen = {name: [texts[i] for i in torch.randperm(len(texts), generator=generator(0, f"{part} {name}"))[:most]] for name, texts in found.items()}
+        rows = [(text, label) for label, name in enumerate(names) for text in chosen[name]]
+        return Split(Rows(text for text, _ in rows), torch.tensor([label for _, label in rows]))
+    return Task("docs-package", split("train", 300), split("validation", 60), split("test", 100), names, "text-classification", docs_corpus().card)
+
+
+def docs_order(width: int = 4) -> Task:        # neighbouring words that change places
+    "Is a sentence as it was written, or were some neighbouring words put in another order?"
+    def split(part, n):
+        rng = generator(0, f"order {part}")
+        texts = [unmarked(s).lower().split() for s in sentences(part)]
+        texts = [words for words in texts if 8 <= len(words) <= 30][:50 * n]
+        chosen = [texts[i] for i in torch.randperm(len(texts), generator=rng)[:n]]
+        labels = torch.arange(n) % 2
+        return Split(Rows(" ".join(_reordered(words, width, rng) if label else words) for words, label in zip(chosen, labels)), labels)
+    return Task("docs-order", split("train", 4000), split("validation", 500), split("test", 1000), ["as written", "reordered"], "text-classification", docs_corpus().card)
+
+
+def _reordered(words: list[str], width: int, rng: torch.Generator) -> list[str]:
+    "The words with one run of `width` of them, not the first or the last word, in an order that differs."
+    start = int(torch.randint(1, len(words) - width, (1,), generator=rng))
+    run = words[start:start + width]
+    for _ in range(20):
+        moved = [run[i] for i in torch.randperm(width, generator=rng)]
+        if moved != run: break
+    return words[:start] + moved + words[start + width:]
+
 # %% ../nbs/01_data.ipynb #c0f224c3
-BUILT_IN: dict[str, Callable[..., Task]] = {"digits": digits, "glyphs": glyphs}
+BUILT_IN: dict[str, Callable[..., Task]] = {"digits": digits, "glyphs": glyphs, "docs-entities": docs_entities,
+                                         "docs-order": docs_order, "docs-package": docs_package}
 
 
 def load_task(source,        # a built-in name, a folder of images, a Hub name ("owner/name") or a `datasets` object

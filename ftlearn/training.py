@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,15 +20,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from .core import atomic_write, autocast_dtype, best_device, claim, generator, interval, plot_style, progress, set_seed
-from .data import Split, identity, load_task
+from .core import atomic_write, autocast_dtype, generator, progress, set_seed
+from .data import Split, as_float
 
 # %% auto #0
 __all__ = ['MIXED_PRECISION_FROM', 'batches', 'set_modes', 'is_frozen', 'freeze_statistics', 'evaluating', 'mixed_precision',
-           'to_device', 'predict', 'evaluate', 'warmup_cosine', 'adamw', 'check_optimizer', 'History', 'rng_state',
-           'set_rng_state', 'save_checkpoint', 'load_checkpoint', 'classification', 'fit', 'number_of_steps', 'Run']
+           'to_device', 'predict', 'evaluate', 'tagging_scores', 'f1', 'warmup_cosine', 'adamw', 'check_optimizer',
+           'History', 'rng_state', 'set_rng_state', 'save_checkpoint', 'load_checkpoint', 'classification', 'fit',
+           'number_of_steps', 'Run', 'Objective', 'Pretrained', 'pretrain', 'model_card']
 
 # %% ../nbs/02_training.ipynb #8d0579dd
 def batches(n: int,                    # rows
@@ -40,8 +42,8 @@ def batches(n: int,                    # rows
     for step in steps:
         epoch, position = divmod(step, per_epoch)
         if position == 0 or step == steps.start:
-            order = torch.randperm(n, generator=generator(seed, f"order of epoch {epoch}"))
-        yield order.tensor_split(per_epoch)[position][part[0]::part[1]].tolist()
+            order = torch.randperm(n, generator=generator(seed, f"order of epoch {epoch}")).tensor_split(per_epoch)
+        yield order[position][part[0]::part[1]].tolist()
 
 # %% ../nbs/02_training.ipynb #da8a9464
 def set_modes(model: nn.Module,          # any module
@@ -101,12 +103,13 @@ def to_device(batch, device):
 def predict(model: nn.Module,            # inputs → logits
             split: Split,
             batch_size: int = 256,
+            output: Callable | None = None,   # what to compute of the inputs, such as `model.features`; by default `model`
            ) -> Tensor:                  # (n, classes) float32 logits on the CPU, rows in the order of `split`
     "The model's outputs for every row."
-    device = next(model.parameters()).device
+    device, output = next(model.parameters()).device, output or model
     rows = torch.arange(len(split)).split(batch_size)
     with evaluating(model), mixed_precision(model):
-        outputs = [model(to_device(split.__getitems__(r.tolist())[0], device)).float().cpu() for r in rows]
+        outputs = [output(to_device(split.__getitems__(r.tolist())[0], device)).float().cpu() for r in rows]
     return torch.cat(outputs)
 
 
@@ -114,6 +117,28 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
     "Mean cross-entropy (in nats) and accuracy (between 0 and 1)."
     logits, labels = predict(model, split), split.labels
     return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": (logits.argmax(1) == labels).double().mean().item()}
+
+
+def tagging_scores(model: nn.Module,     # tokens → (rows, tokens, labels) logits
+                   split: Split,         # `Ragged` tokens and labels
+                   batch_size: int = 64,
+                  ) -> dict[str, float]:
+    "Where each token has a label: mean cross-entropy, and the F1 of the tokens that are something (label > 0)."
+    device, losses, predicted, true = next(model.parameters()).device, [], [], []
+    with evaluating(model), mixed_precision(model):
+        for rows in torch.arange(len(split)).split(batch_size):
+            tokens, labels = split.__getitems__(rows.tolist())
+            known = labels != -100
+            logits, labels = model(to_device(tokens, device)).float().cpu()[known], labels[known]
+            losses.append(F.cross_entropy(logits, labels, reduction="none")); predicted.append(logits.argmax(1)); true.append(labels)
+    predicted, true = torch.cat(predicted), torch.cat(true)
+    return {"loss": torch.cat(losses).mean().item(), "f1": f1(predicted, true)}
+
+
+def f1(predicted: Tensor, true: Tensor) -> float:
+    "2 · hits / (guesses + truths): the harmonic mean of precision and recall for the labels above 0, between 0 and 1."
+    hits = ((predicted == true) & (true > 0)).sum().item()
+    return 2 * hits / max(1, (predicted > 0).sum().item() + (true > 0).sum().item())
 
 # %% ../nbs/02_training.ipynb #482a2ad7
 def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int,
@@ -149,16 +174,16 @@ class History:
     stopped_early: bool = False
     seconds: float = 0.0                                         # over all sittings, if the run was resumed
 
-    def plot(self, title: str = "Loss and accuracy during training"):
-        "The losses, and the accuracy on the validation split."
+    def plot(self, title: str = "Loss and accuracy during training", metric: str = "accuracy"):
+        "The losses, and a metric (a share, drawn in %) on the validation split."
         import matplotlib.pyplot as plt
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8))
         left.plot(self.losses, alpha=0.4, label="training batch")
         steps = [m["step"] for m in self.measurements]
         left.plot(steps, [m["loss"] for m in self.measurements], marker="o", markersize=3, label="validation")
-        right.plot(steps, [100 * m.get("accuracy", float("nan")) for m in self.measurements], marker="o", markersize=3, color="C1")
+        right.plot(steps, [100 * m.get(metric, float("nan")) for m in self.measurements], marker="o", markersize=3, color="C1")
         if self.best_step is not None: right.axvline(self.best_step, color="C6", linestyle=":", label="weights kept"); right.legend()
-        left.set(xlabel="step", ylabel="loss"); right.set(xlabel="step", ylabel="validation accuracy in %")
+        left.set(xlabel="step", ylabel="loss"); right.set(xlabel="step", ylabel=f"validation {metric} in %")
         left.legend(); figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
         return figure
 
@@ -200,8 +225,8 @@ def load_checkpoint(path: str | Path, run: dict) -> dict | None:
 
 # %% ../nbs/02_training.ipynb #a9b9a562
 def classification(model: nn.Module, inputs, labels: Tensor) -> Tensor:
-    "Mean cross-entropy of the model's logits, in nats."
-    return F.cross_entropy(model(inputs), labels)
+    "Mean cross-entropy of the model's logits, in nats. Logits and labels may have more dimensions; the label −100 is left out."
+    return F.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
 
 # %% ../nbs/02_training.ipynb #f626e246
 def fit(model: nn.Module,
@@ -241,16 +266,17 @@ def fit(model: nn.Module,
     else: learner, stepper = model, optimizer      # wrappers would cost time and do nothing
     todo = range(start, steps) if not run.history.stopped_early else range(0)
     part = (accelerator.process_index, accelerator.num_processes)
-    loader = DataLoader(train, batch_sampler=batches(len(train), batch_size, todo, seed, part), collate_fn=identity,
-                        generator=generator(seed, "loader"))     # or it would draw from torch's, and a resumed run would differ
+    learning = [w for group in optimizer.param_groups for w in group["params"]]
+    precision = mixed_precision(model)
     set_modes(model)
-    for step, (inputs, labels) in zip(todo, progress(loader, description, len(todo))):
-        if augment: inputs = augment(_as_float(inputs), generator(seed, f"augmentation of step {step}"))
+    for step, rows in zip(todo, progress(batches(len(train), batch_size, todo, seed, part), description, len(todo))):
+        inputs, labels = train.__getitems__(rows)
+        if augment: inputs = augment(as_float(inputs), generator(seed, f"augmentation of step {step}"))
         inputs, labels = to_device((inputs, labels), accelerator.device)
-        with mixed_precision(model): loss = objective(learner, inputs, labels)
+        with precision: loss = objective(learner, inputs, labels)
         run.log(step, loss.item())
         loss.backward()
-        nn.utils.clip_grad_norm_([w for group in optimizer.param_groups for w in group["params"]], clip)
+        nn.utils.clip_grad_norm_(learning, clip)
         stepper.step()
         schedule.step()
         optimizer.zero_grad()
@@ -274,11 +300,6 @@ def number_of_steps(steps: int | None, epochs: float | None, rows: int, batch_si
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:
     "The learning rate and the other numbers of each group."
     return [{name: group[name] for name in ("initial_lr", "weight_decay", "momentum", "betas") if name in group} for group in optimizer.param_groups]
-
-
-def _as_float(images: Tensor) -> Tensor:
-    "Images between 0 and 1."
-    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 # %% ../nbs/02_training.ipynb #7ea3d768
 @dataclass
@@ -306,7 +327,7 @@ class Run:
 
     def look(self, step: int, measured: dict) -> None:
         "Note a measurement; keep a copy of the weights if they are the best so far."
-        quality = lambda m: (m.get("accuracy", 0.0), -m["loss"])
+        quality = lambda m: (m.get("f1", m.get("accuracy", 0.0)), -m["loss"])
         earlier = [quality(m) for m in self.history.measurements]
         self.history.measurements.append({"step": step} | measured)
         if not earlier or quality(measured) > max(earlier):
@@ -338,3 +359,88 @@ class Run:
         "End with the best weights, and stop the clock."
         if self.best is not None: self.model.load_state_dict(self.best)
         self.history.seconds += time.perf_counter() - self.started
+
+# %% ../nbs/02_training.ipynb #45580de4
+class Objective:
+    "What pretraining minimises, and the data, model and files that go with it. Each objective fills in the four methods."
+    lr: float = 1e-3               # for a fresh model
+    continued_lr: float = 1e-4     # to go on from a pretrained one
+    batch_size: int = 64
+
+    def prepare(self, source, model=None) -> tuple[nn.Module, Split, Split | None]:
+        "The model (a fresh one, or `model`, perhaps by name), the data to train on, and the data to validate on."
+        raise NotImplementedError
+
+    def __call__(self, model: nn.Module, inputs, labels) -> Tensor:
+        "The loss of a batch."
+        raise NotImplementedError
+
+    def measure(self, model: nn.Module, split: Split) -> dict[str, float]:
+        "The loss on validation data, and whatever else is worth knowing."
+        raise NotImplementedError
+
+    def save(self, model: nn.Module, folder: Path) -> dict:
+        "Write the model, and return what its card should say: origin of the data, licence, and so on."
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str: return type(self).__name__
+
+
+@dataclass
+class Pretrained:
+    "What `pretrain` returns."
+    model: nn.Module
+    history: History
+    folder: Path | None      # where it was saved
+
+    @property
+    def validation(self) -> dict[str, float]:
+        "What was measured for the weights that were kept."
+        return next(m for m in self.history.measurements if m["step"] == self.history.best_step)
+
+
+def pretrain(objective: Objective,
+             source,                                 # what to learn from, as the objective wants it
+             model=None,                             # to go on from: a model, a folder or a name; by default a fresh one
+             folder: str | Path | None = None,       # where to write the model, its card, and a checkpoint until it is done
+             *,
+             steps: int = 1000,
+             lr: float | None = None,                # by default the objective's
+             batch_size: int | None = None,          # likewise
+             seed: int = 0,
+             checkpoint: str | Path | None = None,   # by default in `folder`
+             **options,                              # passed on to `fit`
+            ) -> Pretrained:
+    "Pretrain a model, or go on pretraining one. Interrupted and called again with the same `folder`, it resumes."
+    set_seed(seed)
+    folder = Path(folder).expanduser() if folder else None
+    if folder and not checkpoint: checkpoint = folder/"checkpoint.pt"
+    lr, batch_size = lr or (objective.lr if model is None else objective.continued_lr), batch_size or objective.batch_size
+    learner, train, validation = objective.prepare(source, model)
+    history = fit(learner, train, validation, steps=steps, lr=lr, batch_size=batch_size, objective=objective, measure=objective.measure,
+                  checkpoint=checkpoint, seed=seed, description=f"pretraining ({objective.name})", **options)
+    learner.eval()
+    result = Pretrained(learner, history, folder)
+    if folder: _save(objective, result, {"steps": steps, "batch size": batch_size, "peak learning rate": lr, "seed": seed,
+                                         "continued from": model if isinstance(model, (str, Path)) else None})
+    if checkpoint: Path(checkpoint).unlink(missing_ok=True)
+    return result
+
+
+def _save(objective: Objective, result: Pretrained, settings: dict) -> None:
+    "Write model and card beside the folder first, then move the finished files into it."
+    result.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=result.folder.parent) as temporary:
+        facts = objective.save(result.model, Path(temporary)) | {key: value for key, value in settings.items() if value is not None}
+        (Path(temporary)/"README.md").write_text(model_card(objective.name, result, facts), encoding="utf8")
+        for file in Path(temporary).iterdir(): os.replace(file, result.folder/file.name)
+
+
+def model_card(objective: str, result: Pretrained, facts: dict) -> str:
+    "A model card in the Hub's format."
+    weights = sum(w.numel() for w in result.model.parameters())
+    measured = ", ".join(f"{name} {value:.3g}" for name, value in result.validation.items() if name != "step") if result.history.measurements else "not measured"
+    lines = [f"- **{key}**: {' '.join(str(value).split())}" for key, value in facts.items()]
+    return "\n".join(["---", "library_name: ftlearn", f"tags: [pretrained, {objective}]", "---", f"# A model pretrained with {objective}", "",
+                      f"{weights:,} weights, pretrained in {result.history.seconds:.0f} seconds.", "", *lines, f"- **on validation data**: {measured}", ""])

@@ -4,7 +4,7 @@ import torch
 from hypothesis import settings
 
 from ftlearn.data import Split, Task
-from ftlearn.pretraining.images import Preprocess, ResidualCNN
+from ftlearn.pretraining.autoencoders import Preprocess, ResidualCNN
 from ftlearn.transfer.model import Backbone, TransferModel
 
 torch.set_num_threads(1)       # on tensors this small, a second thread costs more than it gives

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ftlearn.data import Affine, Split, Task
-from ftlearn.pretraining.images import ResidualCNN
+from ftlearn.pretraining.autoencoders import ResidualCNN
 from ftlearn.transfer import model as transfer
 from ftlearn.transfer.model import (FullFineTuning, LinearProbe, TransferModel, check_task, extract_features, finetune, learning_curve,
                                     read_weights, torchvision_backbone, torchvision_names, tune)

@@ -8,14 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from ..core import claim, interval, plot_style
-from ..data import Affine, load_task
-from ..training import adamw, fit, freeze_statistics
-from ..transfer.model import (FullFineTuning, LinearProbe, Strategy, TransferModel, check_task, difference, extract_features,
-                                    finetune, learning_curve, plot_learning_curve, tune)
+from ..training import freeze_statistics
+from ..transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel
 
 # %% auto #0
 __all__ = ['LISTS', 'layer_groups', 'PartialFreezing']

@@ -12,11 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .freezing import layer_groups
-from ..core import claim, in_parallel, interval, plot_style
-from ..data import load_task
-from ..pretraining.images import glyph_cnn
-from ..training import adamw, evaluate
-from ..transfer.model import FullFineTuning, TransferModel, finetune, read_weights, tune
+from ..transfer.model import FullFineTuning, TransferModel
 
 # %% auto #0
 __all__ = ['l2sp_penalty', 'prox_squared', 'ProximalPull', 'L2SP', 'layer_movement']

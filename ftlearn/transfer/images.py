@@ -7,14 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from ..core import claim, interval, plot_style
-from ..data import Split, Task, load_task, show_images
-from ..training import predict
-from .model import (FullFineTuning, LinearProbe, TransferModel, difference, finetune, learning_curve,
-                                    plot_learning_curve, tune)
+from ..data import Split, Task, show_images
 
 # %% auto #0
 __all__ = ['pixel_baseline', 'plot_confusion', 'mistakes', 'show_mistakes']

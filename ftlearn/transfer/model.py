@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core import Interval, atomic_write, best_device, claim, generator, in_parallel, interval, plot_style, unknown
-from ..data import Split, Task, load_task
-from ..pretraining.images import Preprocess, ResidualCNN, glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
-from ..training import History, adamw, evaluate, evaluating, fit, freeze_statistics, mixed_precision, set_modes, to_device
+from ..core import Interval, atomic_write, best_device, in_parallel, interval, unknown
+from ..data import Split, Task
+from ..pretraining.autoencoders import Preprocess, ResidualCNN
+from ..pretraining.images import glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
+from ..training import History, adamw, evaluate, evaluating, fit, freeze_statistics, predict, set_modes
 
 import torchvision      # last: ftlearn.core must have mended it, where it does not fit its torch
 
@@ -252,11 +253,7 @@ class LinearProbe(Strategy):
 # %% ../../nbs/08_transfer.ipynb #5f1c2fa5
 def extract_features(model: TransferModel, split: Split, batch_size: int = 256) -> Split:
     "The backbone's features of every row, (n, width) float32, with the labels: the images pass the backbone once."
-    device = next(model.parameters()).device
-    rows = torch.arange(len(split)).split(batch_size)
-    with evaluating(model), mixed_precision(model):
-        features = [model.features(to_device(split.__getitems__(r.tolist())[0], device)).float().cpu() for r in rows]
-    return Split(torch.cat(features).clone(), split.labels)
+    return Split(predict(model, split, batch_size, output=model.features), split.labels)
 
 
 def backbone_is_frozen(model: TransferModel) -> bool: return not any(w.requires_grad for w in model.backbone.parameters())

@@ -1,0 +1,304 @@
+"""The objectives: parity with references, what may be seen, resuming, saving, and what is refused."""
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from transformers import (AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM, GPT2Config, GPT2LMHeadModel,
+                          LlamaConfig, LlamaForCausalLM, ModernBertConfig, ModernBertForMaskedLM, RobertaConfig, RobertaForMaskedLM)
+
+from ftlearn.data import Task, load_task, train_tokenizer
+from ftlearn.pretraining.autoencoders import Autoencoder, Denoising, MaskedPatches, Reconstruction
+from ftlearn.pretraining.causal_lm import CausalLM, linear_cross_entropy, load_language_model, loss_inputs, token_scores, use_plain_attention
+from ftlearn.pretraining.images import SimCLR, contrastive_loss
+from ftlearn.pretraining.masked_lm import MaskedLM, corrupt
+from ftlearn.pretraining.word_vectors import Contexts, GloVe, SkipGram, Vocabulary, WordVectors, cooccurrence
+from ftlearn.training import pretrain
+
+WORDS = "the quick brown fox jumps over a lazy dog while one small cat sleeps near that old stone wall every day".split()
+SMALL = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path): monkeypatch.setenv("FTLEARN_CACHE", str(tmp_path/"cache"))
+
+
+@pytest.fixture
+def text(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path/"text.txt").write_text("\n".join(" ".join(rng.choice(WORDS, 12)) for _ in range(600)))
+    return tmp_path/"text.txt"
+
+
+def masked(**options): return MaskedLM(length=16, vocab_size=80, width=32, layers=1, batch_size=8, **options)
+def causal(**options): return CausalLM(length=16, vocab_size=300, width=32, layers=1, batch_size=8, **options)
+
+
+# --- The loss --------------------------------------------------------------------------------------------------------
+
+@given(rows=st.integers(1, 40), classes=st.integers(2, 30), width=st.integers(1, 9), at_once=st.integers(1, 50), biased=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_loss_in_pieces_is_cross_entropy(rows, classes, width, at_once, biased, seed):
+    torch.manual_seed(seed)
+    h, w = torch.randn(rows, width, requires_grad=True), torch.randn(classes, width, requires_grad=True)
+    b = torch.randn(classes, requires_grad=True) if biased else None
+    y = torch.randint(classes, (rows,))
+    inputs = [h, w] + ([b] if biased else [])
+    ours, theirs = linear_cross_entropy(h, w, b, y, at_once), F.cross_entropy(F.linear(h, w, b), y)
+    torch.testing.assert_close(ours, theirs)
+    for a, c in zip(torch.autograd.grad(2 * ours, inputs), torch.autograd.grad(2 * theirs, inputs)): torch.testing.assert_close(a, c, atol=1e-6, rtol=1e-4)
+    losses, right = token_scores(h.detach(), w.detach(), None if b is None else b.detach(), y, at_once)
+    torch.testing.assert_close(losses.mean(), theirs.detach())
+    assert right.tolist() == (F.linear(h, w, b).argmax(1) == y).tolist()
+
+
+def test_loss_in_pieces_survives_hopeless_targets():
+    h, w = torch.tensor([[1000.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
+    loss = linear_cross_entropy(h, w, None, torch.tensor([1]))
+    assert math.isfinite(loss.item()) and loss > 80 and torch.autograd.grad(loss, h)[0].isfinite().all()
+
+
+MASKED = {"bert": lambda: BertForMaskedLM(BertConfig(**SMALL)), "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SMALL, pad_token_id=0)),
+          "distilbert": lambda: DistilBertForMaskedLM(DistilBertConfig(vocab_size=90, dim=32, n_layers=2, n_heads=2, hidden_dim=48)),
+          "modernbert": lambda: ModernBertForMaskedLM(ModernBertConfig(**SMALL, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2))}
+CAUSAL = {"gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=90, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)),
+          "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=1))}
+
+
+@pytest.mark.parametrize("name", [*MASKED, *CAUSAL])
+def test_the_loss_is_that_of_transformers(name):
+    torch.manual_seed(0)
+    model = (MASKED | CAUSAL)[name]().eval()
+    tokens = torch.randint(3, 90, (3, 10))
+    if name in CAUSAL:
+        where = torch.ones_like(tokens, dtype=torch.bool); where[:, -1] = False
+        labels, targets = tokens, tokens[:, 1:].flatten()
+    else:
+        where = torch.rand(3, 10) < 0.4
+        labels, targets = tokens.masked_fill(~where, -100), tokens[where]
+    output = model.get_output_embeddings()
+    ours = linear_cross_entropy(loss_inputs(model, where, input_ids=tokens), output.weight, output.bias, targets)
+    torch.testing.assert_close(ours, model(input_ids=tokens, labels=labels).loss)
+    assert model(input_ids=tokens).logits.shape == (3, 10, 90)                # the hooks are gone
+
+
+@pytest.mark.parametrize("name", ["modernbert", "gpt2", "llama", "bert"])
+def test_plain_attention_is_attention_with_padding_too(name):
+    torch.manual_seed(0)
+    model = (MASKED | CAUSAL)[name]().eval()
+    tokens, mask = torch.randint(3, 90, (3, 10)), torch.ones(3, 10, dtype=torch.long)
+    mask[1, 6:] = 0; mask[2, 3:] = 0
+    with torch.no_grad():
+        before = model(input_ids=tokens, attention_mask=mask).logits
+        after = use_plain_attention(model)(input_ids=tokens, attention_mask=mask).logits
+    torch.testing.assert_close(before[mask.bool()], after[mask.bool()], atol=1e-5, rtol=1e-4)
+
+
+# --- Corruption ------------------------------------------------------------------------------------------------------
+
+@given(rate=st.floats(0.05, 0.6), seed=st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_corruption_is_80_10_10(rate, seed):
+    from scipy.stats import chisquare
+    tokenizer = test_corruption_is_80_10_10.tokenizer
+    tokens = torch.randint(len(tokenizer), (200, 300), generator=torch.Generator().manual_seed(seed))
+    corrupted, chosen = corrupt(tokens, tokenizer, rate, torch.Generator().manual_seed(seed + 1))
+    special = torch.isin(tokens, torch.tensor(tokenizer.all_special_ids))
+    assert not chosen[special].any() and torch.equal(corrupted[~chosen], tokens[~chosen])
+    n, v = chosen.sum().item(), len(tokenizer)
+    seen = [(corrupted == tokenizer.mask_token_id)[chosen].sum().item(), (corrupted == tokens)[chosen].sum().item()]
+    expected = [n * (0.8 + 0.1 / v), n * (0.1 + 0.1 / v)]
+    assert chisquare([*seen, n - sum(seen)], [*expected, n - sum(expected)]).pvalue > 1e-5
+    assert abs(n / (~special).sum().item() - rate) < 0.02
+
+
+test_corruption_is_80_10_10.tokenizer = train_tokenizer([" ".join(WORDS) * 20], 60)
+
+
+def test_masks_are_dynamic():
+    tokenizer = test_corruption_is_80_10_10.tokenizer
+    tokens = torch.randint(10, 50, (20, 50))
+    torch.manual_seed(0)
+    assert not torch.equal(corrupt(tokens, tokenizer)[1], corrupt(tokens, tokenizer)[1])
+
+
+def test_a_causal_model_cannot_see_the_future(text):
+    objective = causal()
+    model, train, _ = objective.prepare(text)
+    tokens = train[[0]]
+    changed = tokens.clone(); changed[0, 8:] = 5
+    with torch.no_grad(): a, b = (model(input_ids=t).logits[0, :8] for t in (tokens, changed))
+    assert torch.equal(a, b)
+
+
+# --- pretrain --------------------------------------------------------------------------------------------------------
+
+class Cut(Exception): pass
+
+
+def weights(model): return torch.cat([w.detach().flatten() for w in model.parameters()])
+
+
+@pytest.mark.parametrize("make", [masked, causal, lambda: SkipGram(width=8, min_count=1), lambda: GloVe(width=8, min_count=1)])
+def test_interrupted_pretraining_resumes_to_the_same_weights(text, tmp_path, make):
+    whole = pretrain(make(), text, steps=12, measure_every=3)
+    objective, calls = make(), iter(range(10**6))
+    loss = type(objective).__call__
+    class Interrupted(type(objective)):
+        def __call__(self, model, *batch):
+            if model.training and next(calls) == 8: raise Cut
+            return loss(self, model, *batch)
+    objective.__class__ = Interrupted
+    with pytest.raises(Cut): pretrain(objective, text, folder=tmp_path/"out", steps=12, measure_every=3)
+    assert [p.name for p in (tmp_path/"out").iterdir()] == ["checkpoint.pt"]              # and no half-written model
+    resumed = pretrain(make(), text, folder=tmp_path/"out", steps=12, measure_every=3)
+    assert torch.equal(weights(whole.model), weights(resumed.model)) and len(resumed.history.losses) == 12
+    assert not (tmp_path/"out"/"checkpoint.pt").exists() and "README.md" in {p.name for p in (tmp_path/"out").iterdir()}
+
+
+def test_a_failed_write_leaves_nothing_behind(text, tmp_path):
+    class Full(MaskedLM):
+        def save(self, model, folder):
+            (folder/"model.safetensors").write_bytes(b"half")
+            raise OSError("no space left on device")
+    with pytest.raises(OSError): pretrain(Full(length=16, vocab_size=80, width=32, layers=1, batch_size=8), text, folder=tmp_path/"out", steps=2)
+    assert [p.name for p in (tmp_path/"out").iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("make, auto, task", [(masked, AutoModelForMaskedLM, "fill-mask"), (causal, AutoModelForCausalLM, "text-generation")])
+def test_models_load_as_the_ecosystems_do(text, tmp_path, make, auto, task):
+    from transformers import pipeline
+    result = pretrain(make(), text, folder=tmp_path/"model", steps=3)
+    loaded = auto.from_pretrained(tmp_path/"model").eval()
+    tokens = torch.randint(5, 70, (2, 8))
+    with torch.no_grad(): torch.testing.assert_close(loaded(input_ids=tokens).logits, result.model(input_ids=tokens).logits, atol=1e-5, rtol=1e-4)
+    run = pipeline(task, model=str(tmp_path/"model"), device="cpu")
+    assert run("the quick [MASK] fox" if task == "fill-mask" else "the quick", **({} if task == "fill-mask" else {"max_new_tokens": 3}))
+    card = (tmp_path/"model"/"README.md").read_text()
+    assert "text.txt" in card and "seed" in card and f"{sum(w.numel() for w in result.model.parameters()):,} weights" in card
+
+
+def test_going_on_starts_from_the_checkpoint(text, tmp_path):
+    first = pretrain(masked(), text, folder=tmp_path/"first", steps=150)
+    second = pretrain(masked(), text, model=tmp_path/"first", folder=tmp_path/"second", steps=5)
+    assert abs(second.history.losses[0] - first.validation["loss"]) < 0.7 < math.log(80) - second.history.losses[0]
+    assert (tmp_path/"second"/"tokenizer.json").read_bytes() == (tmp_path/"first"/"tokenizer.json").read_bytes()
+    third = pretrain(masked(tokenizer=test_corruption_is_80_10_10.tokenizer), text, model=BertForMaskedLM(BertConfig(**SMALL)), steps=2)
+    assert len(third.history.losses) == 2
+
+
+def test_checkpoints_of_another_kind_are_refused(text, tmp_path):
+    pretrain(masked(), text, folder=tmp_path/"masked", steps=2)
+    pretrain(causal(), text, folder=tmp_path/"causal", steps=2)
+    with pytest.raises(ValueError, match="another kind.*CausalLM"): pretrain(masked(), text, model=tmp_path/"causal", steps=2)
+    with pytest.raises(ValueError, match="another kind"): pretrain(causal(), text, model=tmp_path/"masked", steps=2)
+    (tmp_path/"nothing").mkdir()
+    with pytest.raises(ValueError, match="no complete checkpoint"): pretrain(masked(), text, model=tmp_path/"nothing", steps=2)
+    from transformers import BertForSequenceClassification
+    folder = tmp_path/"classifier"
+    BertForSequenceClassification(BertConfig(**SMALL)).save_pretrained(folder); test_corruption_is_80_10_10.tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="was not trained as AutoModelForMaskedLM"): pretrain(masked(), text, model=folder, steps=2)
+
+
+def test_an_unreachable_hub_is_an_error_within_seconds(monkeypatch):
+    monkeypatch.setattr("ftlearn.pretraining.causal_lm.hub_answers", lambda: False)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="docs-decoder"): load_language_model("some-owner/some-model", "AutoModelForCausalLM")
+    assert time.monotonic() - start < 5
+
+
+def test_too_little_text_is_refused(tmp_path):
+    (tmp_path/"few.txt").write_text("a few words only, and no more\n" * 3)
+    with pytest.raises(ValueError, match="supports a vocabulary|fewer than one row"): pretrain(masked(), tmp_path/"few.txt", steps=2)
+    with pytest.raises(ValueError, match="no two words occur"): pretrain(SkipGram(min_count=50), tmp_path/"few.txt", steps=2)
+
+
+def test_a_model_without_its_tokenizer_is_refused(text):
+    with pytest.raises(ValueError, match="tokenizer"): pretrain(masked(), text, model=BertForMaskedLM(BertConfig(**SMALL)), steps=2)
+
+
+# --- Word vectors ----------------------------------------------------------------------------------------------------
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, 4))
+@settings(deadline=None)
+def test_cooccurrences_are_counted_within_documents(documents, window):
+    text = np.concatenate([np.array([*d, -1], np.int32) for d in documents])
+    expected = np.zeros((5, 5))
+    for d in documents:
+        for i, a in enumerate(d):
+            for j, b in enumerate(d):
+                if i != j and abs(i - j) <= window: expected[a, b] += 1 / abs(i - j)
+    np.testing.assert_allclose(cooccurrence(text, 5, window).toarray(), expected, rtol=1e-5)
+
+
+def test_contexts_stay_within_window_and_document():
+    text = np.array([0, 1, 2, 3, -1, 4, 5, 6, -1], np.int32)
+    data = Contexts(text, window=3)
+    assert len(data) == 7
+    for _ in range(20):
+        centres, contexts = data.__getitems__(list(range(7)))
+        for c, row in zip(centres.tolist(), contexts.tolist()):
+            assert all((x < 4) == (c < 4) and 1 <= abs(x - c) <= 3 for x in row if x >= 0)
+
+
+def test_skip_gram_is_its_formula():
+    vocabulary = Vocabulary(list("abcdef"), np.array([6, 5, 4, 3, 2, 1]))
+    model = WordVectors(vocabulary, 4)
+    torch.manual_seed(0); torch.nn.init.normal_(model.centre); torch.nn.init.normal_(model.context)
+    objective = SkipGram(draws=200_000, negatives=3); objective.noise = torch.from_numpy(vocabulary.counts**0.75)
+    centres, contexts = torch.tensor([0, 3]), torch.tensor([[1, -1], [2, 5]])
+    p = objective.noise / objective.noise.sum()
+    def pair(w, c): return -F.logsigmoid(model.context[c] @ model.centre[w]) - 3 * (p * F.logsigmoid(-model.context @ model.centre[w])).sum()
+    expected = (pair(0, 1) + pair(3, 2) + pair(3, 5)) / 3
+    assert objective(model, centres, contexts).item() == pytest.approx(expected.item(), rel=0.01)
+
+
+def test_vectors_are_found_by_name(text, tmp_path):
+    result = pretrain(SkipGram(width=8, min_count=1), text, folder=tmp_path/"vectors", steps=3)
+    assert len(result.model.neighbours("fox", 4)) == 4 and "fox" not in result.model.neighbours("fox", 4)
+    with pytest.raises(KeyError, match="not in the vocabulary"): result.model["unicorn"]
+    lines = (tmp_path/"vectors"/"vectors.txt").read_text().splitlines()
+    assert lines[0].split() == [str(len(lines) - 1), "8"]
+
+
+# --- Images ----------------------------------------------------------------------------------------------------------
+
+@given(n=st.integers(2, 8), seed=st.integers(0, 99), temperature=st.floats(0.1, 2))
+@settings(deadline=None, max_examples=30)
+def test_contrastive_loss_is_its_formula(n, seed, temperature):
+    torch.manual_seed(seed)
+    z = F.normalize(torch.randn(2 * n, 5), dim=1)
+    scores = (z @ z.T / temperature).exp()
+    expected = -sum(math.log(scores[i, (i + n) % (2 * n)] / (scores[i].sum() - scores[i, i])) for i in range(2 * n)) / (2 * n)
+    assert contrastive_loss(z, temperature).item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def small_letters() -> Task: return load_task("glyphs", n=500)
+
+
+def test_masked_patches_ask_only_for_what_is_hidden():
+    torch.manual_seed(0)
+    images = torch.rand(8, 1, 8, 8)
+    seen, asked = MaskedPatches(rate=0.5, patch=2).corrupted(images)
+    assert torch.equal(seen[asked == 0], images[asked == 0]) and seen[asked == 1].unique().tolist() == pytest.approx([0.3])
+    blocks = asked.view(8, 4, 2, 4, 2)
+    assert (blocks == blocks[:, :, :1, :, :1]).all() and 0.3 < asked.mean() < 0.7
+
+
+@pytest.mark.parametrize("objective", [Reconstruction(code=4), Denoising(), MaskedPatches(), SimCLR()])
+def test_image_objectives_learn_without_labels(tmp_path, objective):
+    letters = small_letters()
+    letters.train.labels[:] = 0                         # they must not be used
+    result = pretrain(objective, letters, folder=tmp_path/"model", steps=30)
+    assert np.mean(result.history.losses[-5:]) < np.mean(result.history.losses[:5])
+    assert {"model.safetensors", "config.json", "README.md"} <= {p.name for p in (tmp_path/"model").iterdir()}
+
+
+def test_the_code_has_the_size_that_was_asked_for():
+    assert Autoencoder(code=5).encode(torch.rand(3, 1, 8, 8)).shape == (3, 5)
+    assert Autoencoder()(torch.rand(3, 1, 8, 8)).shape == (3, 1, 8, 8)
+
+
