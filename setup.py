@@ -24,7 +24,7 @@ setup(
     license=LICENCES[cfg["license"]],
     keywords=cfg["keywords"],
     packages=find_packages(include=["ftlearn", "ftlearn.*"]),
-    include_package_data=True,
+    package_data={"ftlearn": ["resources/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},

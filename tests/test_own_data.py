@@ -1,0 +1,220 @@
+"""Your own texts: what a table or a CoNLL file may look like, and what must be refused, with the line that is to be mended."""
+import json
+import re
+from collections import Counter
+from difflib import SequenceMatcher
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from ftlearn.data import Rows, entities, find_columns, iob2, load_task, read_conll, read_table, review_traits, reviews, text_key
+
+
+def write(folder, name, text, encoding="utf8"):
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+ROWS = "".join(f"the {word} is number {i},{label}\n" for i in range(12) for word, label in (("door", "a"), ("lift", "b")))
+TABLE = "text,label\n" + ROWS
+
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
+
+
+def as_jsonl(table):
+    lines = [line.rsplit(",", 1) for line in table.splitlines()[1:]]
+    return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in lines)
+
+
+@pytest.mark.parametrize("name, text, encoding", [
+    ("t.csv", TABLE, "utf8"), ("t.csv", TABLE, "utf-8-sig"), ("t.csv", TABLE, "utf-16"), ("t.csv", TABLE.replace("door", "d\u00f6r"), "cp1252"),
+    ("t.csv", TABLE.replace("\n", "\r\n"), "utf8"), ("t.tsv", TABLE.replace(",", "\t"), "utf8"), ("t.tsv", TABLE.replace(",", "\t").replace("the", '"the'), "utf8"),
+    ("t.jsonl", as_jsonl(TABLE), "utf8")])
+def test_tables_of_every_kind_give_the_same_task(tmp_path, name, text, encoding):
+    task = load_task(write(tmp_path, name, text, encoding))
+    assert task.kind == "text-classification" and task.label_names == ["a", "b"]
+    assert sum(len(split) for split in task.splits.values()) == 24
+    for split in task.splits.values():
+        for sentence, label in zip(split.inputs, split.labels):
+            assert ("lift" in sentence) == bool(label)
+
+
+def test_parquet_and_a_dataset_give_the_same_rows(tmp_path):
+    import datasets
+    data = datasets.Dataset.from_list([json.loads(line) for line in as_jsonl(TABLE).splitlines()])
+    data.to_parquet(str(tmp_path / "t.parquet"))
+    first, second = load_task(tmp_path / "t.parquet"), load_task(data)
+    assert first.train.inputs.items == second.train.inputs.items and first.label_names == second.label_names
+
+
+def test_a_text_with_commas_quotes_and_line_ends_survives(tmp_path):
+    rows = read_table(write(tmp_path, "t.csv", 'text,label\n"well, ""so""\nhe said",a\n'))
+    assert rows == [{"text": 'well, "so"\nhe said', "label": "a", "#": 3}]
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("text,label\nfine,a\nbad\n", "line 3 of .*t.csv has 1 values"),
+    ("text,label\nfine,a\nnot, quoted,b\n", "line 3 of .* has 3 values.*quotes"),
+    ("text,label\n", "holds no rows"),
+    ("words,tag\nfine,a\n", "columns words, tag; say which holds the"),
+    ("text,label\nfine,a\n ,b\n,b\n", "lines 3, 4 of .* no text"),
+    ("text,label\nfine,a\nwell,\ngood,NaN\n", "lines 3, 4 of .* no 'label'"),
+    ("text,label\nfine,a\nwell,a\ngood,a\n", "one class only, 'a'"),
+    ("text,label\nfine,a\nwell,b\n", "too few for 3 splits"),
+    ("text,label,split\nfine,a,train\nwell,b,train\nodd,c,test\n", r"test split .* labels that the training split lacks: c"),
+    ("text,label,split\nfine,a,trane\n", "line 2 of .* 'split' that is none of")])
+def test_a_table_that_would_mislead_is_refused(tmp_path, text, complaint):
+    with pytest.raises(ValueError, match=complaint): load_task(write(tmp_path, "t.csv", text))
+
+
+@pytest.mark.parametrize("name, content, complaint", [
+    ("t.csv", b"text,label\nfine\0,a\n", "binary"), ("t.parquet", b"no parquet", "cannot be read as Parquet"),
+    ("t.jsonl", b'{"text": "fine", "label": "a"}\n{"text": \n', "line 2 of .* not valid JSON"),
+    ("t.jsonl", b'["fine", "a"]\n', "line 1 of .* not a JSON object"),
+    ("t.csv", TABLE.encode().replace(b"door", "d\u00f6r".encode(), 1).replace(b"lift", b"l\xeeft", 1), "UTF-8 up to byte")])
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, name, content, complaint):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint): load_task(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.csv"): load_task(tmp_path / "nothing.csv")
+
+
+def test_columns_can_be_named(tmp_path):
+    path = write(tmp_path, "t.csv", TABLE.replace("text,label", "what,why"))
+    assert load_task(path, text="what", label="why").label_names == ["a", "b"]
+    with pytest.raises(ValueError, match="no column 'wy'; its columns are what, why"): load_task(path, text="what", label="wy")
+    assert find_columns(["id", "premise", "hypothesis", "label"], "here") == ("premise", "hypothesis", "label")
+    assert find_columns(["Utterance", "intent"], "here") == ("Utterance", None, "intent")
+
+
+def test_pairs_stay_pairs(tmp_path):
+    rows = "".join(f"question {i} {label},answer {i} {label},{label}\n" for i in range(9) for label in "ab")
+    task = load_task(write(tmp_path, "t.csv", "sentence1,sentence2,label\n" + rows))
+    assert all(isinstance(pair, tuple) and len(pair) == 2 for pair in task.train.inputs)
+
+
+def test_numbers_as_labels_keep_their_order(tmp_path):
+    rows = "".join(f"text {i} {label},{label}\n" for i in range(4) for label in range(11))
+    assert load_task(write(tmp_path, "t.csv", "text,label\n" + rows)).label_names == [str(n) for n in range(11)]
+
+
+def test_given_splits_are_kept_and_copies_leave_the_training_split(tmp_path):
+    for part in ("train", "dev", "test"): write(tmp_path, f"{part}.csv", TABLE.replace("number", part))
+    write(tmp_path, "train.csv", TABLE.replace("number", "train") + "The door is: test 3!,a\n")
+    with pytest.warns(UserWarning, match="1 of 25 rows of the train split"): task = load_task(tmp_path)
+    assert [len(split) for split in task.splits.values()] == [24, 24, 24]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["x", "y"])), min_size=0, max_size=40), st.integers(0, 5))
+def test_equal_texts_are_never_in_two_splits(rows, seed):
+    from ftlearn.data import Split, complete_splits
+    rows = rows + [(f"{label} number {i}", label) for i in range(6) for label in "xy"]
+    whole = Split(Rows(text if i % 2 else f" {text.upper()}! " for i, (text, _) in enumerate(rows)), torch.tensor([int(label == "y") for _, label in rows]))
+    splits = complete_splits({"train": whole}, seed)
+    keys = [set(map(text_key, split.inputs)) for split in splits.values()]
+    assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
+    assert sum(map(len, splits.values())) == len(rows)
+    assert all(len(split.labels.unique()) == 2 for split in splits.values())
+
+
+def test_a_hub_set_with_texts_drops_what_is_not_labelled():
+    import datasets
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = [{"sentence": f"sentence {i}", "label": i % 2} for i in range(20)]
+    data = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows, features=features),
+                                 "test": datasets.Dataset.from_list([{"sentence": "hidden", "label": -1}], features=features)})
+    task = load_task(data)
+    assert task.label_names == ["no", "yes"] and "hidden" not in task.test.inputs.items
+
+
+# --- CoNLL -----------------------------------------------------------------------------------------------------------
+
+
+NAMES = "Ada B-PER\nmet O\nBob B-PER\n\n"
+
+
+def test_conll_files_of_both_dialects_give_the_same_tags(tmp_path):
+    second = write(tmp_path, "iob2.conll", "-DOCSTART- O\n\nAda B-PER\nLovelace I-PER\nParis B-LOC\nRome B-LOC\n")
+    first = write(tmp_path, "iob1.conll", "Ada I-PER\nLovelace I-PER\nParis I-LOC\nRome B-LOC\n")
+    assert read_conll(first) == read_conll(second) == ([["Ada", "Lovelace", "Paris", "Rome"]], [["B-PER", "I-PER", "B-LOC", "B-LOC"]])
+
+
+tag_lists = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b"]), max_size=12)
+
+
+@given(tag_lists)
+def test_iob2_is_idempotent_and_every_name_begins_with_b(tags):
+    once = iob2(tags)
+    assert iob2(once) == once and [tag == "O" for tag in once] == [tag == "O" for tag in tags]
+    for before, tag in zip(["O", *once], once):
+        if tag[0] == "I": assert before[1:] == tag[1:]
+
+
+def test_four_columns_are_read_from_the_ends(tmp_path):
+    path = write(tmp_path, "t.conll", "U.N. NNP I-NP I-ORG\nofficial NN I-NP O\n")
+    assert read_conll(path) == ([["U.N.", "official"]], [["B-ORG", "O"]])
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("Ada B-PER\nsleeps\n", "line 2 of .* has 1 column"), ("Ada B-PER\nE. S-PER\n", "line 2 of .* tag 'S-PER'"), ("Ada\tPER\n", "tag 'PER'"),
+    ("Ada\tB-PER\n\tO\n", "line 2"), ("\n\n", "no sentences"), ("just O\nwords O\n", "nothing to learn")])
+def test_a_conll_file_that_would_mislead_is_refused(tmp_path, text, complaint):
+    with pytest.raises(ValueError, match=complaint): load_task(write(tmp_path, "t.conll", text))
+
+
+def test_a_class_in_the_test_file_only_is_refused(tmp_path):
+    write(tmp_path, "train.conll", NAMES); write(tmp_path, "test.conll", "Rome B-LOC\n")
+    with pytest.raises(ValueError, match="classes that the training split lacks: LOC"): load_task(tmp_path)
+
+
+def test_tagged_words_from_a_dataset():
+    import datasets
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-x", "I-x"]))})
+    rows = [{"tokens": ["a", f"b{i}"], "ner_tags": [0, 1]} for i in range(10)]
+    task = load_task(datasets.Dataset.from_list(rows, features=features))
+    assert task.kind == "token-classification" and task.label_names == ["O", "B-x", "I-x"]
+    assert all(tags == [0, 1] for tags in task.train.labels)
+
+
+# --- The two sets of the course --------------------------------------------------------------------------------------
+
+
+def test_the_reviews_are_balanced_and_well_formed():
+    traits = review_traits()
+    task = reviews()
+    labels = {text: int(label) for split in task.splits.values() for text, label in zip(split.inputs, split.labels)}
+    assert len(labels) == len(traits) == 1000 and sum(labels.values()) == 500
+    subjects = {facts["subject"] for facts in traits.values()}
+    for subject in subjects:
+        mine = [labels[text] for text, facts in traits.items() if facts["subject"] == subject]
+        assert len(mine) == 20 and sum(mine) == 10, "the subject would give the label away"
+    assert len(subjects) == 50
+    counts = Counter(trait for facts in traits.values() for trait in facts["traits"])
+    assert set(counts) == {"negation", "contrast", "irony"} and min(counts.values()) >= 40
+    assert all(text == text.strip() and text.isascii() and 3 <= len(text.split()) <= 90 for text in traits)
+
+
+def test_the_entities_are_well_formed():
+    task = entities()
+    assert 400 <= sum(len(split) for split in task.splits.values()) <= 440
+    assert task.label_names == ["O", "B-LOC", "I-LOC", "B-MISC", "I-MISC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
+    begun = Counter(task.label_names[tag] for split in task.splits.values() for tags in split.labels for tag in tags if task.label_names[tag][0] == "B")
+    assert min(begun.values()) >= 140
+
+
+@pytest.mark.parametrize("texts", [lambda: list(review_traits()), lambda: [" ".join(words) for split in entities().splits.values() for words in split.inputs]],
+                         ids=["reviews", "entities"])
+def test_no_two_texts_are_nearly_the_same(texts):
+    texts = [" ".join(re.findall(r"\w+", text.lower())) for text in texts()]
+    runs = Counter(run for text in texts for run in {tuple(text.split()[i:i + 7]) for i in range(len(text.split()) - 6)})
+    assert not [run for run, times in runs.items() if times > 1], "seven words in a row stand in two texts"
+    starts = {}
+    for text in texts: starts.setdefault(text[:12], []).append(text)
+    for alike in starts.values():
+        for i, a in enumerate(alike):
+            for b in alike[:i]: assert SequenceMatcher(None, a, b).ratio() < 0.8, (a, b)
