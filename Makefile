@@ -84,5 +84,5 @@ $(VENV)/.installed: $(VENV)/.created constraints.txt settings.ini setup.py pypro
 	@echo "Installing PyTorch (about a minute) ..."
 	@$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	@echo "Installing ftlearn and the tools of the course (about 2 minutes) ..."
-	@$(PIP) -e ".[dev]"
+	@$(PIP) -e ".[dev,models]"
 	@touch "$@"

@@ -973,17 +973,18 @@ def docs_entities() -> Task:
     return Task("docs-entities", split("train"), split("validation"), split("test"), ["O", "B-code", "I-code"], "token-classification", card)
 
 
-def docs_package() -> Task:
-    "Which package is a paragraph from?"
+def docs_package(words: int = 150) -> Task:     # of the beginning of a document
+    "Which package is a document from?"
     names = ["python", *PACKAGES]
     def split(part, most):
         found = {name: [] for name in names}
         for document, paragraphs in docs_paragraphs(part).items():
-            found[document.split("/")[0]] += [" ".join(unmarked(text).split()[:40]) for text in paragraphs[:5] if len(text.split()) >= 8]
+            text = unmarked(" ".join(paragraphs)).split()[:words]
+            if len(text) >= 60: found[document.split("/")[0]].append(" ".join(text))
         chosen = {name: [texts[i] for i in torch.randperm(len(texts), generator=generator(0, f"{part} {name}"))[:most]] for name, texts in found.items()}
         rows = [(text, label) for label, name in enumerate(names) for text in chosen[name]]
         return Split(Rows(text for text, _ in rows), torch.tensor([label for _, label in rows]))
-    return Task("docs-package", split("train", 300), split("validation", 60), split("test", 100), names, "text-classification", docs_corpus().card)
+    return Task("docs-package", split("train", 200), split("validation", 60), split("test", 100), names, "text-classification", docs_corpus().card)
 
 
 def docs_pairs() -> Task:
