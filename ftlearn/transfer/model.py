@@ -14,6 +14,7 @@ import os
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core import Interval, atomic_write, best_device, in_parallel, interval, unknown
-from ..data import Ragged, Split, Task, encode_words, hub_answers, report_cut
+from ..data import Ragged, Split, Task, as_words, encode_words, hub_answers, report_cut
 from ..pretraining.autoencoders import Preprocess, ResidualCNN
-from ..pretraining.causal_lm import OURS, docs_decoder, use_plain_attention
+from ..pretraining.causal_lm import docs_decoder, use_plain_attention
 from ..pretraining.images import glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
 from ..pretraining.masked_lm import docs_encoder
 from ..training import History, adamw, encoded, evaluate, evaluating, fit, freeze_statistics, predict, set_modes, tagging_scores, to_device
@@ -193,6 +194,7 @@ class TextPreprocess:
         if texts and not self.by_word and not isinstance(texts[0], (str, tuple)): raise TypeError(f"a text must be a str, or a tuple of two, and is {type(texts[0]).__name__}")
         pairs = bool(texts) and isinstance(texts[0], tuple)
         columns = map(list, zip(*texts)) if pairs else [texts]
+        if self.by_word: columns = [[as_words(words, self.tokenizer) for words in texts]]
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length, is_split_into_words=self.by_word, return_token_type_ids=pairs and self.segments)
         report_cut([bool(e.overflowing) for e in encoded.encodings], self.max_length)
         return Tokens(Ragged(encoded["input_ids"], self.tokenizer.pad_token_id), Ragged(encoded["attention_mask"], 0),
@@ -271,11 +273,12 @@ def mean_pooling_as_layer(native: nn.Module,      # a BertForSequenceClassificat
 
 
 @torch.no_grad()
-def without_pooling_layer(whole: nn.Module) -> tuple[nn.Module, Tensor]:
-    "Undo `mean_pooling_as_layer`: the model without the layer, and the weights of the head."
+def without_pooling_layer(whole: nn.Module) -> nn.Module:
+    "Undo `mean_pooling_as_layer`."
     whole.base_model.encoder.layer = whole.base_model.encoder.layer[:-1]
     whole.config.num_hidden_layers -= 1
-    return whole, whole.classifier.weight * SMALL
+    del whole.config.ftlearn
+    return whole
 
 # %% ../../nbs/08_transfer.ipynb #25d435db
 MINILM = "all-MiniLM-L6-v2"
@@ -292,7 +295,7 @@ def minilm() -> Path | str:
     return folder
 
 
-TEXT_BACKBONES = OURS | {MINILM: minilm}
+TEXT_BACKBONES = {"docs-encoder": docs_encoder, "docs-decoder": docs_decoder, MINILM: minilm}
 CLASSES = {"text-classification": "AutoModelForSequenceClassification", "token-classification": "AutoModelForTokenClassification"}
 
 
@@ -307,14 +310,24 @@ def text_backbone(name: str | Path, kind: str = "text-classification", pretraine
             config = transformers.AutoConfig.from_pretrained(path, num_labels=labels, **options)
             pooling = pooling_of(path, config, kind, options)
             config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            native = auto.from_pretrained(path, config=config, ignore_mismatched_sizes=True, **options) if pretrained else auto.from_config(config)
+            if pretrained: native = _complete(*auto.from_pretrained(path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options))
+            else: native = auto.from_config(config)
         except (OSError, ValueError) as error: raise _not_loaded(name, path, kind, error) from error
-    if getattr(config, "ftlearn", None) and pooling == "mean": native, _ = without_pooling_layer(native)
+    if (getattr(config, "ftlearn", None) or {}).get("pooling") == "mean": native = without_pooling_layer(native)
     if config.model_type == "modernbert": use_plain_attention(native)
     length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2 * ("roberta" in config.model_type), 512)
     encoder = TextEncoder(native, pooling)
     lr = (3e-4 if config.hidden_size < 256 else 1e-4 if config.hidden_size < 512 else 5e-5) if pretrained else 1e-3
     return Backbone(str(name), encoder, encoder.width, TextPreprocess(tokenizer, length, kind == "token-classification", getattr(config, "type_vocab_size", 0) > 1), pretrained, lr, encoder.has_bias)
+
+
+def _complete(native: nn.Module, loading: dict) -> nn.Module:
+    "The model, if every weight below its head came from the checkpoint; random ones would be taken for pretrained."
+    below = f"{native.base_model_prefix}."
+    keys = [*loading["missing_keys"], *(key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"])]
+    absent = [key for key in keys if key.startswith(below) and "pooler" not in key]
+    if absent: raise ValueError(f"the checkpoint lacks {len(absent)} weights of the encoder, {absent[0]} for one")
+    return native
 
 
 def pooling_of(path: Path | str, config, kind: str, options: dict) -> str:
@@ -324,6 +337,7 @@ def pooling_of(path: Path | str, config, kind: str, options: dict) -> str:
     from transformers.utils import cached_file
     file = cached_file(path, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **options)
     mean = file is not None and json.loads(Path(file).read_text(encoding="utf8")).get("pooling_mode_mean_tokens", False)
+    if mean and config.model_type != "bert": warnings.warn(f"{str(path)!r} was trained with mean pooling, which is not supported for {config.model_type}: its features are pooled as its class does", stacklevel=3)
     return "mean" if mean and config.model_type == "bert" else "native"
 
 
@@ -401,8 +415,8 @@ class TransferModel(nn.Module):
     def _restored(cls, folder: Path) -> TransferModel:
         "A saved model with its head."
         config = read_config(folder)
+        if config["model_type"] != "ftlearn": return _restored_text_model(cls, folder, config)
         names = [config["id2label"][str(label)] for label in range(len(config["id2label"]))]
-        if config["model_type"] != "ftlearn": return _restored_text_model(cls, folder, config, names)
         model = cls(_saved_backbone(folder, pretrained=True), names)
         model.load_state_dict(read_weights(folder/"model.safetensors"))
         return model.eval()
@@ -432,9 +446,13 @@ def _save_text_model(model: TransferModel, folder: Path) -> Path:
     return folder
 
 
-def _restored_text_model(cls, folder: Path, config: dict, names: list[str]) -> TransferModel:
+def _restored_text_model(cls, folder: Path, config: dict) -> TransferModel:
     "A saved language model with its head."
-    kind = "token-classification" if config["architectures"][0].endswith("ForTokenClassification") else "text-classification"
+    from transformers import AutoConfig
+    kinds = {"ForTokenClassification": "token-classification", "ForSequenceClassification": "text-classification"}
+    kind = next((kind for suffix, kind in kinds.items() if (config.get("architectures") or [""])[0].endswith(suffix)), None)
+    if kind is None: raise ValueError(f"{str(folder)!r} holds a model without a head; give a task, for a new one: from_pretrained(folder, task)")
+    names = [name for _, name in sorted(AutoConfig.from_pretrained(folder).id2label.items())]
     backbone = text_backbone(folder, kind, labels=len(names))
     backbone.name, backbone.lr = config.get("ftlearn", {}).get("name", backbone.name), config.get("ftlearn", {}).get("lr", backbone.lr)
     model, state = cls(backbone, names), read_weights(folder/"model.safetensors")

@@ -28,7 +28,8 @@ def weighted_classification(labels: Tensor, classes: int) -> Callable:
     "An objective for `fit` and `finetune`: cross-entropy in which all classes of `labels` count alike."
     weights = class_weights(labels, classes)
     def objective(model: nn.Module, inputs, batch_labels: Tensor) -> Tensor:
-        return F.cross_entropy(model(inputs), batch_labels, weight=weights.to(batch_labels.device))
+        # Not `weight=`: that divides by the weights in the batch, and a batch without the rare class would count fully.
+        return (F.cross_entropy(model(inputs), batch_labels, reduction="none") * weights.to(batch_labels.device)[batch_labels]).mean()
     return objective
 
 

@@ -20,24 +20,26 @@ from .model import TransferModel
 __all__ = ['COLOURS', 'word_scores', 'tag_words', 'allowed', 'best_path', 'look_up_names', 'verdicts', 'show_names']
 
 # %% ../../nbs/11_token_classification.ipynb #28b019a6
-def word_scores(model: TransferModel, split: Split, batch_size: int = 64) -> list[Tensor]:
-    "For each sentence the (words, labels) log-probabilities, taken at the first piece of each word."
-    split, device = encoded(model, split), next(model.parameters()).device
-    found: list[Tensor] = [torch.empty(0)] * len(split)
+def word_scores(model: TransferModel, sentences: Sequence[Sequence[str]], batch_size: int = 64) -> list[tuple[Tensor, Tensor]]:
+    "For each sentence the (words, labels) log-probabilities, taken at the first piece of each word, and the numbers of these words."
+    numbered = Split(Rows(sentences), Rows(list(range(len(words))) for words in sentences))       # the number of a word in place of its label
+    split, device = encoded(model, numbered), next(model.parameters()).device
+    found: dict[int, tuple[Tensor, Tensor]] = {}
     with evaluating(model), mixed_precision(model):
         for rows in inference_batches(split, batch_size):
-            inputs, labels = split.__getitems__(rows)
+            inputs, numbers = split.__getitems__(rows)
             logits = model(to_device(inputs, device)).float().cpu().log_softmax(-1)
-            for row, scores, known in zip(rows, logits, labels != -100): found[row] = scores[known].clone()
-    return found
+            for row, scores, n in zip(rows, logits, numbers): found[row] = scores[n >= 0].clone(), n[n >= 0]
+    return [found[row] for row in range(len(sentences))]
 
 
 def tag_words(model: TransferModel, sentences: Sequence[Sequence[str]], constrained: bool = True) -> list[list[str]]:
-    "The tags of the words of each sentence; a word beyond the model's length is O."
-    scores = word_scores(model, Split(Rows(sentences), Rows([0] * len(words) for words in sentences)))
-    decode = best_path if constrained else lambda z, names: z.argmax(1).tolist()
-    tags = [[model.label_names[tag] for tag in decode(z, model.label_names)] for z in scores]
-    return [found + ["O"] * (len(words) - len(found)) for found, words in zip(tags, sentences)]
+    "The tags of the words of each sentence. A word that is O: what lies beyond the model's length, or has no visible character."
+    tags = [["O"] * len(words) for words in sentences]
+    decode = best_path if constrained else lambda scores, names: scores.argmax(1).tolist()
+    for row, (scores, words) in enumerate(word_scores(model, sentences) if sentences else []):
+        for word, label in zip(words.tolist(), decode(scores, model.label_names)): tags[row][word] = model.label_names[label]
+    return tags
 
 # %% ../../nbs/11_token_classification.ipynb #651ae168
 def allowed(names: Sequence[str]) -> Tensor:
@@ -81,12 +83,12 @@ def verdicts(true: Sequence[str], predicted: Sequence[str]) -> list[tuple[int, i
     found = [(a, b, "found", name) for a, b, name in t & p]
     for a, b, name in t - p:
         others = overlaps((a, b, name), p)
-        found.append((a, b, "half right", f"{name}, not {' '.join(o[2] for o in others)} {' '.join(f'{o[0] - a:+d}:{o[1] - b:+d}' for o in others)}") if others else (a, b, "missed", name))
+        found.append((a, b, "half right", name + ", and was given as " + " and ".join(f"{o[2]} of {o[1] - o[0]} word{'s' * (o[1] - o[0] > 1)}" for o in others)) if others else (a, b, "missed", name))
     return sorted(found + [(a, b, "invented", name) for a, b, name in p - t if not overlaps((a, b, name), t)])
 
 
 def show_names(words: Sequence[str], true: Sequence[str], predicted: Sequence[str]) -> str:
-    "HTML of a sentence with its names coloured by verdict; hovering shows the class. Everything is escaped."
+    "HTML of a sentence with its names coloured by verdict; with the class beside it and the verdict on hovering. Everything is escaped."
     parts, position = [], 0
     for start, end, verdict, name in verdicts(true, predicted):
         if start < position: continue
