@@ -131,7 +131,7 @@ def predict(model: nn.Module,            # inputs → logits
 
 def encoded(model: nn.Module, split: Split) -> Split:
     "The split as the model wants it, if it has an opinion: texts are tokenized once, not once an epoch."
-    return model.encode(split) if hasattr(model, "encode") else split
+    return model.prepare_split(split) if hasattr(model, "prepare_split") else split
 
 
 def inference_batches(split: Split, batch_size: int, tokens: int = 4096) -> list[list[int]]:

@@ -152,6 +152,18 @@ def test_default_label_names_come_back(checkpoints, texts, tmp_path):
     with pytest.raises(ValueError, match="without a head; give a task"): TransferModel.from_pretrained(checkpoints / "bert")
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_layer_groups_run_from_the_embeddings_to_the_last_block(checkpoints, texts, name):
+    from ftlearn.adaptation.freezing import layer_groups
+    backbone = text_backbone(checkpoints / name).module
+    groups = layer_groups(backbone)
+    weights = [id(w) for _, group in groups for w in group]
+    assert len(weights) == len(set(weights)) == len(list(backbone.parameters()))
+    embeddings = {id(w) for module in backbone.modules() if isinstance(module, torch.nn.Embedding) for w in module.parameters()}
+    assert embeddings <= {id(w) for w in groups[0][1]}, "an embedding is used first, wherever it is defined"
+    assert len(groups) >= (3 if name != "albert" else 2)
+
+
 # --- Tokens and batches ----------------------------------------------------------------------------------------------
 
 
@@ -189,7 +201,7 @@ def test_texts_that_are_cut_are_counted(checkpoints):
 
 def test_words_are_labelled_at_their_first_piece(checkpoints, tagged):
     model = TransferModel.from_pretrained(checkpoints / "bert", tagged)
-    encoded = model.encode(Split(Rows([["bobs", "met"]]), Rows([[3, 0]])))
+    encoded = model.prepare_split(Split(Rows([["bobs", "met"]]), Rows([[3, 0]])))
     assert encoded.inputs.ids[0].tolist()[1:4] == [WORDS.index("bob") + 5, len(WORDS) + 5, WORDS.index("met") + 5]
     assert encoded.labels[0].tolist() == [-100, 3, -100, 0, -100]
 
@@ -199,7 +211,7 @@ def test_a_probe_on_tagged_words_trains_on_words(checkpoints, tagged):
     features = extract_features(model, tagged.train)
     assert features.inputs.shape == (sum(map(len, tagged.train.labels)), 16) and features.labels.tolist() == sum(tagged.train.labels, [])
     assert finetune(model, tagged, LinearProbe(), steps=20).test["f1"] >= 0
-    backbone = model.encode(tagged.test)
+    backbone = model.prepare_split(tagged.test)
     with torch.inference_mode(): direct = model(backbone.__getitems__([0])[0])[0]
     words = direct[backbone.labels[0] >= 0]
     assert torch.allclose(model.head(extract_features(model, tagged.test).inputs[:len(words)]), words, atol=1e-5)

@@ -22,12 +22,15 @@ LISTS = (nn.Sequential, nn.ModuleList)
 
 def layer_groups(backbone: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     "Name and weights of each block, from input to output; every parameter is in exactly one group."
-    groups, taken = [], set()
-    for name, module in _blocks(backbone, "", in_list=False):
-        weights = [w for w in module if id(w) not in taken]              # a shared weight belongs to its first user
+    found, taken = list(_blocks(backbone, "", in_list=False)), set()
+    first_block = next((i for i, (_, _, in_list, _) in enumerate(found) if in_list), 0)
+    groups: list[tuple[str, list[nn.Parameter]]] = []
+    for i, (name, weights, _, embedding) in enumerate(found):
+        weights = [w for w in weights if id(w) not in taken]             # a shared weight belongs to its first user
         taken |= {id(w) for w in weights}
-        only_scales = all(w.ndim < 2 for w in weights)
-        if weights and groups and only_scales: groups[-1][1].extend(weights)
+        at_input = i < first_block or embedding                          # tables of positions may be defined late, and are used first
+        if weights and groups and at_input: groups[0][1].extend(weights)
+        elif weights and groups and all(w.ndim < 2 for w in weights): groups[-1][1].extend(weights)
         elif weights: groups.append((name, weights))
     if len(groups) > 1 and all(w.ndim < 2 for w in groups[0][1]):        # scales before the first block
         first = groups.pop(0)
@@ -36,13 +39,13 @@ def layer_groups(backbone: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     return groups
 
 
-def _blocks(module: nn.Module, name: str, in_list: bool) -> Iterator[tuple[str, list[nn.Parameter]]]:
-    "The blocks below `module`, opened where they are lists or contain one."
+def _blocks(module: nn.Module, name: str, in_list: bool) -> Iterator[tuple[str, list[nn.Parameter], bool, bool]]:
+    "The blocks below `module`, opened where they are lists or contain one: name, weights, whether in a list, whether an embedding."
     is_list = type(module) in LISTS
     contains_list = any(type(m) in LISTS for m in module.modules())
-    if not is_list and (in_list or not contains_list) and name: yield name, list(module.parameters())
+    if not is_list and (in_list or not contains_list) and name: yield name, list(module.parameters()), in_list, isinstance(module, nn.Embedding)
     else:
-        yield name or "input", list(module.parameters(recurse=False))
+        yield name or "input", list(module.parameters(recurse=False)), False, False
         for child_name, child in module.named_children():
             yield from _blocks(child, f"{name}.{child_name}".strip("."), is_list)
 

@@ -382,7 +382,7 @@ class TransferModel(nn.Module):
         "Images or texts → (n, labels) logits, or (n, tokens, labels)."
         return self.head(self.features(inputs))
 
-    def encode(self, split: Split) -> Split:
+    def prepare_split(self, split: Split) -> Split:
         "The split with its texts tokenized; images stay as they are."
         return self.prepare.encode(split) if isinstance(self.prepare, TextPreprocess) else split
 
