@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from ftlearn.adaptation.freezing import FullFineTuning, LinearProbe, PartialFreezing, layer_groups
+from ftlearn.adaptation.freezing import (BiasesAndNorms, DiscriminativeRates, FullFineTuning, GradualUnfreezing, LinearProbe, OneGroup, PartialFreezing,
+                                         interpolate, layer_groups)
 from ftlearn.transfer.model import finetune, remove_head
 
 from conftest import changed, snapshot
@@ -103,3 +104,83 @@ def test_no_block_is_a_linear_probe(make_model, task):
 def test_an_impossible_number_of_blocks_is_refused(make_model, task, blocks):
     "Guards against a negative index that freezes something else."
     with pytest.raises(ValueError, match="layer groups"): finetune(make_model(), task, PartialFreezing(blocks=blocks), **QUICK)
+
+
+# --- Slowly, one after the other, one alone --------------------------------------------------------------------------
+
+
+def moved_groups(before, model):
+    "The layer groups whose weights are not bitwise what they were, by number, and the head as −1"
+    names = {id(w): name for name, w in model.named_parameters()}
+    groups = [*layer_groups(model.backbone), ("head", list(model.head.parameters()))]
+    moved = changed(before, model)
+    return {i if name != "head" else -1 for i, (name, weights) in enumerate(groups) if any(names[id(w)] in moved for w in weights)}
+
+
+@pytest.mark.parametrize("every, steps, untouched", [(2, 2, "all"), (2, 3, "all but the last"), (1, 30, "none")])
+def test_gradual_unfreezing_goes_from_the_output_to_the_input(make_model, task, every, steps, untouched):
+    model = make_model()
+    before, last = snapshot(model), len(layer_groups(model.backbone)) - 1
+    finetune(model, task, GradualUnfreezing(every=every), steps=steps, batch_size=8, warmup=0)
+    assert moved_groups(before, model) == {"all": {-1}, "all but the last": {-1, last}, "none": {-1, *range(last + 1)}}[untouched]
+
+
+def test_gradual_unfreezing_resumes_where_it_was(make_model, task, tmp_path):
+    "Guards against a schedule that starts again: what was free would be frozen once more."
+    def run(model, **options): return finetune(model, task, GradualUnfreezing(every=3), steps=12, batch_size=8, measure_every=4, **options)
+    whole = make_model()
+    run(whole)
+    stopped = make_model()
+    class Stop(Exception): pass
+    looks = []
+    def interrupt(model, split):
+        from ftlearn.training import evaluate
+        looks.append(1)
+        if len(looks) == 2: raise Stop
+        return evaluate(model, split)
+    strategy = GradualUnfreezing(every=3)
+    strategy.prepare(stopped)
+    from ftlearn.training import fit
+    options = dict(steps=12, batch_size=8, measure_every=4, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(Stop): fit(stopped, task.train, task.validation, optimizer=strategy.optimizer(stopped), measure=interrupt, **options)
+    resumed = make_model()
+    strategy.prepare(resumed)
+    fit(resumed, task.train, task.validation, optimizer=strategy.optimizer(resumed), **options)
+    assert changed(snapshot(whole), resumed) == []
+
+
+def test_discriminative_rates_fall_towards_the_input(make_model):
+    model = make_model()
+    optimizer = DiscriminativeRates(lr=1e-2, factor=2.0).optimizer(model)
+    rates = [group["lr"] for group in optimizer.param_groups[:-1]]
+    assert rates == pytest.approx([1e-2 / 2**depth for depth in range(len(rates) - 1, -1, -1)])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_bitfit_changes_vectors_only(make_model, task):
+    model = make_model()
+    before = snapshot(model)
+    finetune(model, task, BiasesAndNorms(lr=1e-2), **QUICK)
+    moved = set(changed(before, model))
+    assert moved == {name for name, w in model.named_parameters() if w.ndim < 2 or name.startswith("head")}
+
+
+@pytest.mark.parametrize("group", [-1, 0, 1])
+def test_one_group_is_one_group(make_model, task, group):
+    model = make_model()
+    before = snapshot(model)
+    finetune(model, task, OneGroup(group, lr=1e-2), **QUICK)
+    assert moved_groups(before, model) == {group}
+
+
+def test_one_group_that_is_not_there_is_refused(make_model, task):
+    with pytest.raises(ValueError, match="layer groups 0 to"): finetune(make_model(), task, OneGroup(99), **QUICK)
+
+
+def test_the_ends_of_the_line_are_the_two_models(make_model, task):
+    source, tuned = make_model(), make_model()
+    finetune(tuned, task, FullFineTuning(), **QUICK)
+    assert changed(snapshot(source), interpolate(source, tuned, 0.0)) == [] == changed(snapshot(tuned), interpolate(source, tuned, 1.0))
+    middle, a, b = interpolate(source, tuned, 0.5).head.weight, source.head.weight, tuned.head.weight
+    assert torch.allclose(middle, (a + b) / 2)
+    with pytest.raises(ValueError, match="no line between them"): interpolate(nn.Linear(2, 3), nn.Linear(2, 4), 0.5)

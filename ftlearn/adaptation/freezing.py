@@ -5,16 +5,19 @@
 # %% ../../nbs/12_freezing.ipynb #10c377e9
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from ..training import freeze_statistics
+from ..training import adamw, freeze_statistics
 from ..transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel
 
 # %% auto #0
-__all__ = ['LISTS', 'layer_groups', 'PartialFreezing']
+__all__ = ['LISTS', 'layer_groups', 'PartialFreezing', 'DiscriminativeRates', 'GradualUnfreezing', 'BiasesAndNorms', 'OneGroup',
+           'interpolate']
 
 # %% ../../nbs/12_freezing.ipynb #6875a0ab
 LISTS = (nn.Sequential, nn.ModuleList)
@@ -64,3 +67,69 @@ class PartialFreezing(Strategy):
         for _, weights in groups[len(groups) - self.blocks:]:
             for weight in weights: weight.requires_grad_(True)
         freeze_statistics(model, model.pretrained)
+
+# %% ../../nbs/12_freezing.ipynb #3e2e413d
+@dataclass
+class DiscriminativeRates(FullFineTuning):
+    "Each layer group learns more slowly than the one above it (Howard and Ruder 2018, section 3.2)."
+    factor: float = 2.6          # by which the learning rate falls from group to group, towards the input
+
+    def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
+        top = model.lr if self.lr is None else self.lr
+        groups = layer_groups(model.backbone)
+        rates = [top / self.factor**depth for depth in range(len(groups) - 1, -1, -1)]
+        backbone = [{"params": weights, "lr": rate} for (_, weights), rate in zip(groups, rates)]
+        return adamw([*backbone, {"params": list(model.head.parameters()), "lr": self.head_lr}], weight_decay=self.weight_decay)
+
+
+@dataclass
+class GradualUnfreezing(FullFineTuning):
+    "The head first, then one layer group more every few steps, from the output to the input (Howard and Ruder 2018, section 3.3)."
+    every: int = 10              # steps
+
+    def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
+        optimizer = super().optimizer(model)
+        from_output = [weights for _, weights in reversed(layer_groups(model.backbone))]
+        def withhold(optimizer, *_):
+            done = int(optimizer.state[model.head.weight].get("step", 0))
+            for weights in from_output[done // self.every:]:
+                for weight in weights: weight.grad = None
+        optimizer.register_step_pre_hook(withhold)
+        return optimizer
+
+
+@dataclass
+class BiasesAndNorms(Strategy):
+    "Change the head, and of the backbone only the biases and the scales and shifts of normalisation (BitFit; Ben Zaken et al. 2022)."
+
+    def prepare(self, model: TransferModel) -> None:
+        for weight in model.backbone.parameters(): weight.requires_grad_(weight.ndim < 2)
+        model.head.requires_grad_(True)
+        freeze_statistics(model, model.pretrained)
+
+# %% ../../nbs/12_freezing.ipynb #e2e9a90a
+@dataclass
+class OneGroup(Strategy):
+    "Change one layer group of the backbone and nothing else, not even the head (Lee et al. 2023); number −1 is the head."
+    group: int = 0               # from the input
+
+    def prepare(self, model: TransferModel) -> None:
+        groups = layer_groups(model.backbone)
+        if not -1 <= self.group < len(groups): raise ValueError(f"the backbone has the layer groups 0 to {len(groups) - 1}, and −1 stands for the head; {self.group} is none of them")
+        model.requires_grad_(False)
+        for weight in (model.head.parameters() if self.group == -1 else groups[self.group][1]): weight.requires_grad_(True)
+        freeze_statistics(model, model.pretrained)
+
+# %% ../../nbs/12_freezing.ipynb #144ce643
+@torch.no_grad()
+def interpolate(source: nn.Module,             # before fine-tuning
+                tuned: nn.Module,              # the same architecture, after it
+                share: float,                  # 0: the source, 1: the fine-tuned; in between, or a little beyond
+               ) -> nn.Module:
+    "A new model whose weights are (1 − share) · source + share · tuned (Wortsman et al. 2022, eq. 1); what cannot be averaged, such as counts, is the tuned one's."
+    mixed, before = copy.deepcopy(tuned), source.state_dict()
+    if before.keys() != mixed.state_dict().keys() or any(v.shape != before[k].shape for k, v in mixed.state_dict().items()):
+        raise ValueError("the two models differ in their weights' names or shapes, so there is no line between them")
+    for name, value in mixed.state_dict().items():
+        if value.is_floating_point(): value.copy_(torch.lerp(before[name].to(value), value, share))
+    return mixed
