@@ -1278,10 +1278,10 @@ def dataset_task(data,                       # a `datasets.Dataset`, or a `Datas
                  name: str = "dataset", seed: int = 0, **options) -> Task:
     "A task from a `datasets` object: images, texts or tagged words, as its columns are."
     from datasets import ClassLabel, DatasetDict, Image as ImageFeature
-    data = data if isinstance(data, DatasetDict) else {"train": data}
+    whole, data = data, data if isinstance(data, DatasetDict) else {"train": data}
     if not hasattr(data.get("train"), "features"): raise ValueError(f"{name!r} must be a `datasets.Dataset`, or a `DatasetDict` with a split named 'train'")
     features = data["train"].features
-    if any(isinstance(f, ImageFeature) for f in features.values()): return images_from_dataset(data, name, seed=seed, **options)
+    if any(isinstance(f, ImageFeature) for f in features.values()): return images_from_dataset(whole, name, seed=seed, **options)
     parts = {part: data[alias] for part, aliases in SPLIT_FOLDERS.items() for alias in aliases if alias in data}
     card = {"origin": name, "licence": getattr(data["train"].info, "license", "") or "see its page on the Hub"}
     unknown_options = set(options) - {"text", "pair", "label"}

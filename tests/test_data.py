@@ -354,10 +354,10 @@ def test_rows_without_a_label_are_left_out():
     assert sum(len(s) for s in load_task(rows).splits.values()) == 20
 
 
-def test_a_dataset_without_images_is_refused():
+def test_a_dataset_without_images_or_texts_is_refused():
     "Guards against an error from deep inside."
     from datasets import Dataset
-    with pytest.raises(ValueError, match="Image and a ClassLabel"): load_task(Dataset.from_dict({"text": ["a"], "label": [0]}))
+    with pytest.raises(ValueError, match="say which holds the text"): load_task(Dataset.from_dict({"age": [3.0], "height": [1.0], "label": [0]}))
 
 
 def test_a_hub_that_does_not_answer_costs_seconds():

@@ -179,9 +179,10 @@ def test_nothing_is_learnt_from_the_validation_split(make_model, task, strategy)
 def test_the_test_split_is_measured_once_and_only_of_these_weights(make_model, task, monkeypatch):
     "Guards against the test accuracy of weights that changed after the run."
     measured = []
-    monkeypatch.setattr(transfer, "evaluate", lambda model, split: measured.append(split) or {"accuracy": 0.5})
     result = finetune(make_model(), task, **QUICK)
-    assert result.test == result.test == {"accuracy": 0.5} and measured == [task.test]
+    with monkeypatch.context() as patched:
+        patched.setattr(transfer, "evaluate", lambda model, split: measured.append(split) or {"accuracy": 0.5})
+        assert result.test == result.test == {"accuracy": 0.5} and measured == [task.test]
     later = finetune(result.model, task, **QUICK)
     stale = finetune(later.model, task, LinearProbe(), **QUICK)
     with pytest.raises(RuntimeError, match="has changed"): later.test

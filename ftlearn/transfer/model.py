@@ -571,8 +571,8 @@ def finetune(model: TransferModel,               # changed in place
     if backbone_is_frozen(model) and not augment:
         learner, train, validation = model.head, extract_features(model, train), extract_features(model, validation)
     if steps is None and "epochs" not in options: steps = default_steps(len(train), batch_size)
-    history = fit(learner, train, validation, steps=steps, batch_size=batch_size, measure=measure_of(task),
-                  optimizer=optimizer, augment=augment, seed=seed, description=strategy.name, **options)
+    history = fit(learner, train, validation, steps=steps, batch_size=batch_size, optimizer=optimizer, augment=augment, seed=seed,
+                  description=strategy.name, **{"measure": measure_of(task)} | options)
     model.eval()
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     return Result(model, task, strategy, history, trained, time.perf_counter() - start)

@@ -83,8 +83,14 @@ def verdicts(true: Sequence[str], predicted: Sequence[str]) -> list[tuple[int, i
     found = [(a, b, "found", name) for a, b, name in t & p]
     for a, b, name in t - p:
         others = overlaps((a, b, name), p)
-        found.append((a, b, "half right", name + ", and was given as " + " and ".join(f"{o[2]} of {o[1] - o[0]} word{'s' * (o[1] - o[0] > 1)}" for o in others)) if others else (a, b, "missed", name))
+        found.append((a, b, "half right", f"{name}, {', '.join(_difference((a, b, name), o) for o in others)}") if others else (a, b, "missed", name))
     return sorted(found + [(a, b, "invented", name) for a, b, name in p - t if not overlaps((a, b, name), t)])
+
+
+def _difference(name: tuple, guess: tuple) -> str:
+    "What a guess got wrong about a name that it overlaps with."
+    where = "" if guess[:2] == name[:2] else "found in part" if name[0] <= guess[0] and guess[1] <= name[1] else "found with more words" if guess[0] <= name[0] and name[1] <= guess[1] else "found shifted"
+    return " ".join(filter(None, [where, "" if guess[2] == name[2] else f"taken for {guess[2]}"]))
 
 
 def show_names(words: Sequence[str], true: Sequence[str], predicted: Sequence[str]) -> str:
