@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ftlearn.core import interval, set_seed
-from ftlearn.data import load_task
+from ftlearn.data import few_shot_rows, load_task
 from ftlearn.transfer.model import FullFineTuning, LinearProbe, TransferModel, finetune, minilm, quiet_transformers
 from ftlearn.transfer.text import bag_of_words
 
@@ -26,7 +26,8 @@ MEASURED = 1000                      # test rows
 def drawn(task, shots: int, seed: int):
     "A draw whose validation split is no larger than its training split: nobody with 64 labels has a thousand to choose by."
     few = task.few_shot(shots, seed)
-    few.validation, few.test = task.validation.select(range(min(len(task.validation), 2 * shots))), task.test.select(range(MEASURED))
+    def balanced(split, n): return split.select(few_shot_rows(split.labels, n // 2, 0, task.label_names))       # the rows are sorted by class
+    few.validation, few.test = balanced(task.validation, 2 * shots), balanced(task.test, MEASURED)
     return few
 
 
