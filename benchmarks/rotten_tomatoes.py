@@ -14,8 +14,10 @@ import numpy as np
 
 from ftlearn.core import interval, set_seed
 from ftlearn.data import few_shot_rows, load_task
-from ftlearn.transfer.model import FullFineTuning, LinearProbe, TransferModel, finetune, minilm, quiet_transformers
+from ftlearn.transfer.model import FullFineTuning, LinearProbe, TransferModel, finetune, minilm
 from ftlearn.transfer.text import bag_of_words
+
+from .text import with_trainer
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"rotten_tomatoes.json"
 SHOTS, SEEDS, PRACTICE = (32, 256), range(5), 100
@@ -38,16 +40,8 @@ def ours(strategy, epochs: int, few, seed: int, split: str = "test") -> float:
 
 def trainer(few, seed: int) -> float:
     "transformers' `Trainer` with its defaults: three epochs, batches of eight, 5e-5."
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
-    set_seed(seed)
-    with quiet_transformers():
-        tokenizer, model = AutoTokenizer.from_pretrained(minilm()), AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=2)
-    rows = {part: [tokenizer(text, truncation=True) | {"label": int(label)} for text, label in zip(split.inputs, split.labels)] for part, split in few.splits.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        options = TrainingArguments(folder, report_to=[], use_cpu=True, save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=seed, per_device_eval_batch_size=32)
-        learner = Trainer(model, options, train_dataset=rows["train"], data_collator=DataCollatorWithPadding(tokenizer))
-        learner.train()
-        return 100 * float((learner.predict(rows["test"]).predictions.argmax(1) == few.test.labels.numpy()).mean())
+    learner, rows = with_trainer(few.train, seed=seed, per_device_eval_batch_size=32)
+    return 100 * float((learner.predict(rows(few.test)).predictions.argmax(1) == few.test.labels.numpy()).mean())
 
 
 def setfit(few, seed: int) -> float:

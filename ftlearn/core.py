@@ -24,8 +24,8 @@ import torch
 
 # %% auto #0
 __all__ = ['COLOURS', 'torchvision_fits', 'mend_torchvision', 'generator', 'autocast_dtype', 'best_device', 'atomic_write',
-           'cache_dir', 'fingerprint', 'is_sealed', 'cached', 'progress', 'in_parallel', 'unknown', 'Interval',
-           'interval', 'ClaimFailed', 'claim', 'plot_style']
+           'atomic_files', 'cache_dir', 'fingerprint', 'is_sealed', 'cached', 'progress', 'in_parallel', 'unknown',
+           'Interval', 'interval', 'ClaimFailed', 'claim', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #fd49249b
 _BOX_OPERATORS = ("nms", "qnms")        # declared by torchvision's compiled library, which is absent here
@@ -108,6 +108,17 @@ def atomic_write(path: str | Path,   # the file to write
         yield temporary
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(folder: str | Path,   # where the files belong
+                 ) -> Iterator[Path]:  # a temporary folder beside it, whose files are moved there if the block ends well
+    "Write the files of a folder, such as a model's, beside it first: an interrupted write leaves what was there."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        yield Path(temporary)
+        for file in Path(temporary).iterdir(): os.replace(file, folder/file.name)
 
 # %% ../nbs/00_core.ipynb #15a58f7c
 _SEAL = "seal.json"

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import atomic_write, autocast_dtype, generator, progress, set_seed
+from .core import atomic_files, atomic_write, autocast_dtype, generator, progress, set_seed
 from .data import Split, as_float
 
 # %% auto #0
 __all__ = ['MIXED_PRECISION_FROM', 'batches', 'row_lengths', 'set_modes', 'is_frozen', 'freeze_statistics', 'evaluating',
-           'mixed_precision', 'to_device', 'predict', 'encoded', 'inference_batches', 'evaluate', 'tagging_scores',
-           'spans', 'entity_f1', 'f1', 'warmup_cosine', 'adamw', 'check_optimizer', 'History', 'rng_state',
-           'set_rng_state', 'save_checkpoint', 'load_checkpoint', 'classification', 'fit', 'number_of_steps', 'Run',
-           'Objective', 'Pretrained', 'pretrain', 'model_card']
+           'mixed_precision', 'to_device', 'predict', 'encoded', 'inference_batches', 'evaluate', 'at_labels',
+           'tagging_scores', 'spans', 'entity_f1', 'f1', 'warmup_cosine', 'adamw', 'check_optimizer', 'History',
+           'rng_state', 'set_rng_state', 'save_checkpoint', 'load_checkpoint', 'classification', 'fit',
+           'number_of_steps', 'Run', 'Objective', 'Pretrained', 'pretrain', 'model_card']
 
 # %% ../nbs/02_training.ipynb #8d0579dd
 def batches(n: int,                    # rows
@@ -151,25 +149,34 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
     return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": (logits.argmax(1) == labels).double().mean().item()}
 
 
+def at_labels(model: nn.Module,            # inputs → (rows, tokens, ...) outputs
+              split: Split,                # `Ragged` labels
+              batch_size: int = 64,
+              output: Callable | None = None,   # as in `predict`
+             ) -> list[tuple[Tensor, Tensor]]:  # for each row of `split`, (n, ...) float32 and the (n,) labels
+    "The model's outputs at those tokens of each row that have a label, and these labels."
+    device, output, split = next(model.parameters()).device, output or model, encoded(model, split)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    with evaluating(model), mixed_precision(model):
+        for rows in inference_batches(split, batch_size):
+            inputs, labels = split.__getitems__(rows)
+            outputs = output(to_device(inputs, device)).float().cpu()
+            for row, z, y in zip(rows, outputs, labels): found[row] = z[y >= 0].clone(), y[y >= 0]
+    return [found[row] for row in range(len(split))]
+
+
 def tagging_scores(model: nn.Module,     # tokens → (rows, tokens, labels) logits
-                   split: Split,         # `Ragged` labels
+                   split: Split,         # `Ragged` labels; or features of single tokens, with a label each
                    batch_size: int = 64,
                   ) -> dict[str, float]:
     "Where each token has a label: mean cross-entropy, and F1. Of names if the model has `label_names` in BIO, otherwise of tokens with a label > 0."
-    device, split, losses, predicted, true = next(model.parameters()).device, encoded(model, split), [], [], []
-    flat = isinstance(split.labels, Tensor)              # features of single tokens
-    with evaluating(model), mixed_precision(model):
-        for rows in inference_batches(split, 4096 if flat else batch_size):
-            inputs, labels = split.__getitems__(rows)
-            known = labels != -100
-            logits = model(to_device(inputs, device)).float().cpu()
-            losses.append(F.cross_entropy(logits[known], labels[known], reduction="none"))
-            predicted += [logits.argmax(-1)] if flat else [row[k] for row, k in zip(logits.argmax(-1), known)]
-            true += [labels] if flat else [row[k] for row, k in zip(labels, known)]
-    names = None if flat else getattr(model, "label_names", None)
-    if names: score = entity_f1(*([[names[tag] for tag in row] for row in rows] for rows in (predicted, true)))
-    else: score = f1(torch.cat(predicted), torch.cat(true))
-    return {"loss": torch.cat(losses).mean().item(), "f1": score}
+    single = isinstance(split.labels, Tensor)
+    rows = [(predict(model, split, 4096), split.labels)] if single else at_labels(model, split, batch_size)
+    logits, labels = (torch.cat(column) for column in zip(*rows))
+    names = None if single else getattr(model, "label_names", None)
+    if names: score = entity_f1(*([[names[tag] for tag in tags] for tags in column] for column in ([z.argmax(1) for z, _ in rows], [y for _, y in rows])))
+    else: score = f1(logits.argmax(1), labels)
+    return {"loss": F.cross_entropy(logits, labels).item(), "f1": score}
 
 
 def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
@@ -482,12 +489,10 @@ def pretrain(objective: Objective,
 
 
 def _save(objective: Objective, result: Pretrained, settings: dict) -> None:
-    "Write model and card beside the folder first, then move the finished files into it."
-    result.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=result.folder.parent) as temporary:
-        facts = objective.save(result.model, Path(temporary)) | {key: value for key, value in settings.items() if value is not None}
-        (Path(temporary)/"README.md").write_text(model_card(objective.name, result, facts), encoding="utf8")
-        for file in Path(temporary).iterdir(): os.replace(file, result.folder/file.name)
+    "Write model and card, completely or not at all."
+    with atomic_files(result.folder) as temporary:
+        facts = objective.save(result.model, temporary) | {key: value for key, value in settings.items() if value is not None}
+        (temporary/"README.md").write_text(model_card(objective.name, result, facts), encoding="utf8")
 
 
 def model_card(objective: str, result: Pretrained, facts: dict) -> str:

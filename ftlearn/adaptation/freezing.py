@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..training import adamw, freeze_statistics
+from ..training import freeze_statistics
 from ..transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel
 
 # %% auto #0
-__all__ = ['LISTS', 'layer_groups', 'PartialFreezing', 'DiscriminativeRates', 'GradualUnfreezing', 'BiasesAndNorms', 'OneGroup',
-           'interpolate']
+__all__ = ['LISTS', 'layer_groups', 'PartialFreezing', 'let_learn', 'DiscriminativeRates', 'GradualUnfreezing', 'BiasesAndNorms',
+           'OneGroup', 'interpolate']
 
 # %% ../../nbs/12_freezing.ipynb #6875a0ab
 LISTS = (nn.Sequential, nn.ModuleList)
@@ -62,11 +63,14 @@ class PartialFreezing(Strategy):
         groups = layer_groups(model.backbone)
         if not 0 <= self.blocks <= len(groups):
             raise ValueError(f"the backbone has {len(groups)} layer groups ({', '.join(name for name, _ in groups)}), so blocks={self.blocks} is not possible")
-        model.requires_grad_(False)
-        model.head.requires_grad_(True)
-        for _, weights in groups[len(groups) - self.blocks:]:
-            for weight in weights: weight.requires_grad_(True)
-        freeze_statistics(model, model.pretrained)
+        let_learn(model, [model.head.parameters(), *(weights for _, weights in groups[len(groups) - self.blocks:])])
+
+
+def let_learn(model: TransferModel, parts: Iterable[Iterable[nn.Parameter]]) -> None:
+    "Only these weights may change; the statistics of a pretrained model stay."
+    model.requires_grad_(False)
+    for weight in itertools.chain.from_iterable(parts): weight.requires_grad_(True)
+    freeze_statistics(model, model.pretrained)
 
 # %% ../../nbs/12_freezing.ipynb #3e2e413d
 @dataclass
@@ -74,12 +78,9 @@ class DiscriminativeRates(FullFineTuning):
     "Each layer group learns more slowly than the one above it (Howard and Ruder 2018, section 3.2)."
     factor: float = 2.6          # by which the learning rate falls from group to group, towards the input
 
-    def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
-        top = model.lr if self.lr is None else self.lr
+    def backbone_rates(self, model, lr):
         groups = layer_groups(model.backbone)
-        rates = [top / self.factor**depth for depth in range(len(groups) - 1, -1, -1)]
-        backbone = [{"params": weights, "lr": rate} for (_, weights), rate in zip(groups, rates)]
-        return adamw([*backbone, {"params": list(model.head.parameters()), "lr": self.head_lr}], weight_decay=self.weight_decay)
+        return [(weights, lr / self.factor**(len(groups) - 1 - i)) for i, (_, weights) in enumerate(groups)]
 
 
 @dataclass
@@ -103,9 +104,7 @@ class BiasesAndNorms(Strategy):
     "Change the head, and of the backbone only the biases and the scales and shifts of normalisation (BitFit; Ben Zaken et al. 2022)."
 
     def prepare(self, model: TransferModel) -> None:
-        for weight in model.backbone.parameters(): weight.requires_grad_(weight.ndim < 2)
-        model.head.requires_grad_(True)
-        freeze_statistics(model, model.pretrained)
+        let_learn(model, [model.head.parameters(), (w for w in model.backbone.parameters() if w.ndim < 2)])
 
 # %% ../../nbs/12_freezing.ipynb #e2e9a90a
 @dataclass
@@ -116,9 +115,7 @@ class OneGroup(Strategy):
     def prepare(self, model: TransferModel) -> None:
         groups = layer_groups(model.backbone)
         if not -1 <= self.group < len(groups): raise ValueError(f"the backbone has the layer groups 0 to {len(groups) - 1}, and −1 stands for the head; {self.group} is none of them")
-        model.requires_grad_(False)
-        for weight in (model.head.parameters() if self.group == -1 else groups[self.group][1]): weight.requires_grad_(True)
-        freeze_statistics(model, model.pretrained)
+        let_learn(model, [model.head.parameters() if self.group == -1 else groups[self.group][1]])
 
 # %% ../../nbs/12_freezing.ipynb #144ce643
 @torch.no_grad()

@@ -10,9 +10,7 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import socket
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,13 +26,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core import Interval, atomic_write, best_device, in_parallel, interval, unknown
+from ..core import Interval, atomic_files, atomic_write, best_device, in_parallel, interval, unknown
 from ..data import Ragged, Split, Task, as_words, encode_words, hub_answers, report_cut
 from ..pretraining.autoencoders import Preprocess, ResidualCNN
 from ..pretraining.causal_lm import docs_decoder, use_plain_attention
 from ..pretraining.images import glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
 from ..pretraining.masked_lm import docs_encoder
-from ..training import History, adamw, encoded, evaluate, evaluating, fit, freeze_statistics, predict, set_modes, tagging_scores, to_device
+from ..training import History, adamw, at_labels, encoded, evaluate, evaluating, fit, freeze_statistics, predict, set_modes, tagging_scores, to_device
 
 import torchvision      # last: ftlearn.core must have mended it, where it does not fit its torch
 
@@ -435,14 +433,13 @@ class TransferModel(nn.Module):
 
 # %% ../../nbs/08_transfer.ipynb #e0e9ae59
 def _save_text_model(model: TransferModel, folder: Path) -> Path:
-    "Write beside the folder first, then move the finished files into it."
+    "Write model and tokenizer, completely or not at all."
     whole, tokenizer = model.backbone.with_head(model.head), model.prepare.tokenizer
     whole.config.id2label, whole.config.label2id = dict(enumerate(model.label_names)), {name: i for i, name in enumerate(model.label_names)}
     whole.config.ftlearn = {"name": model.name, "pooling": model.backbone.pooling, "lr": model.lr}
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with atomic_files(folder) as temporary:
         whole.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        for file in Path(temporary).iterdir(): os.replace(file, folder/file.name)
     return folder
 
 
@@ -478,9 +475,13 @@ class Strategy:
     def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
         "AdamW over what may change, with a learning rate each for backbone and head."
         lr = model.lr if self.lr is None else self.lr
-        groups = [{"params": [w for w in part.parameters() if w.requires_grad], "lr": rate}
-                  for part, rate in ((model.backbone, lr), (model.head, self.head_lr if model.pretrained else lr))]
+        parts = [*self.backbone_rates(model, lr), (model.head.parameters(), self.head_lr if model.pretrained else lr)]
+        groups = [{"params": [w for w in weights if w.requires_grad], "lr": rate} for weights, rate in parts]
         return adamw([group for group in groups if group["params"]], weight_decay=self.weight_decay)
+
+    def backbone_rates(self, model: TransferModel, lr: float) -> list[tuple[Iterable[nn.Parameter], float]]:
+        "Parts of the backbone with a learning rate each: here all of it with the same."
+        return [(model.backbone.parameters(), lr)]
 
     @property
     def name(self) -> str: return type(self).__name__
@@ -504,10 +505,7 @@ def extract_features(model: TransferModel, split: Split, batch_size: int = 256) 
     "The backbone's features of every row, (n, width) float32, with the labels: the inputs pass the backbone once. Of tagged words, one row a word."
     split = encoded(model, split)
     if isinstance(split.labels, Tensor): return Split(predict(model, split, batch_size, output=model.features), split.labels)
-    rows = [split.labels[row] for row in range(len(split))]
-    longest = max(map(len, rows))
-    padded = predict(model, split, batch_size, output=lambda inputs: F.pad(model.features(inputs), (0, 0, 0, longest - inputs["input_ids"].shape[1])))
-    return Split(torch.cat([f[:len(row)][row >= 0] for f, row in zip(padded, rows)]), torch.cat([row[row >= 0] for row in rows]))
+    return Split(*map(torch.cat, zip(*at_labels(model, split, batch_size, output=model.features))))
 
 
 def backbone_is_frozen(model: TransferModel) -> bool: return not any(w.requires_grad for w in model.backbone.parameters())

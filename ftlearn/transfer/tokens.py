@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import Rows, Split, Task
-from ..training import encoded, entity_f1, evaluating, inference_batches, mixed_precision, spans, to_device
+from ..training import at_labels, entity_f1, spans
 from .model import TransferModel
 
 # %% auto #0
@@ -23,14 +23,7 @@ __all__ = ['COLOURS', 'word_scores', 'tag_words', 'allowed', 'best_path', 'look_
 def word_scores(model: TransferModel, sentences: Sequence[Sequence[str]], batch_size: int = 64) -> list[tuple[Tensor, Tensor]]:
     "For each sentence the (words, labels) log-probabilities, taken at the first piece of each word, and the numbers of these words."
     numbered = Split(Rows(sentences), Rows(list(range(len(words))) for words in sentences))       # the number of a word in place of its label
-    split, device = encoded(model, numbered), next(model.parameters()).device
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    with evaluating(model), mixed_precision(model):
-        for rows in inference_batches(split, batch_size):
-            inputs, numbers = split.__getitems__(rows)
-            logits = model(to_device(inputs, device)).float().cpu().log_softmax(-1)
-            for row, scores, n in zip(rows, logits, numbers): found[row] = scores[n >= 0].clone(), n[n >= 0]
-    return [found[row] for row in range(len(sentences))]
+    return [(logits.log_softmax(-1), numbers) for logits, numbers in at_labels(model, numbered, batch_size)]
 
 
 def tag_words(model: TransferModel, sentences: Sequence[Sequence[str]], constrained: bool = True) -> list[list[str]]:
