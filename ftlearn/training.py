@@ -358,8 +358,8 @@ def number_of_steps(steps: int | None, epochs: float | None, rows: int, batch_si
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:
-    "The learning rate and the other numbers of each group."
-    return [{name: group[name] for name in ("initial_lr", "weight_decay", "momentum", "betas") if name in group} for group in optimizer.param_groups]
+    "The learning rate and the other numbers of each group; and what pulls it, if something does (lesson 13)."
+    return [{name: group[name] for name in ("initial_lr", "weight_decay", "momentum", "betas", "pull") if name in group} for group in optimizer.param_groups]
 
 # %% ../nbs/02_training.ipynb #7ea3d768
 @dataclass

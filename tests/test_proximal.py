@@ -1,5 +1,7 @@
 """The pull towards the source: right in closed form, present in every loop, and never towards weights that move along."""
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from scipy.optimize import minimize
 from torch import nn
 
 from ftlearn.adaptation.freezing import LinearProbe
-from ftlearn.adaptation.proximal import L2SP, ProximalPull, l2sp_penalty, layer_movement, prox_squared
+from ftlearn.adaptation.proximal import (EWC, L1SP, L2SP, FunctionSP, GroupSP, ProximalPull, WithSource, fisher, l2sp_penalty, layer_movement,
+                                         load_difference, prox_l1, prox_norm, prox_squared, save_difference, _with_distance)
 from ftlearn.training import adamw, warmup_cosine
 from ftlearn.transfer.model import FullFineTuning, finetune
 
@@ -50,36 +53,89 @@ def flat(tensors): return torch.cat([t.detach().flatten() for t in tensors])
 # --- The operator ----------------------------------------------------------------------------------------------------
 
 
+OPERATORS = {prox_squared: lambda d: (d**2).sum() / 2, prox_norm: lambda d: math.sqrt(len(d)) * np.linalg.norm(d), prox_l1: lambda d: np.abs(d).sum()}
+every_operator = pytest.mark.parametrize("prox", OPERATORS, ids=lambda prox: prox.__name__)
+
+
+@every_operator
+@given(pairs=st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4), strength=st.floats(0, 50), other=arrays(np.float64, 4, elements=st.floats(-1, 1)))
+def test_the_closed_form_is_the_minimum(prox, pairs, strength, other):
+    "Guards against a wrong sign, a factor of two, or η or λ counted twice. The objective is strongly convex: what no neighbour undercuts is the minimum."
+    proposal, source = np.array(pairs, dtype=np.float64).T
+    def objective(p): return 0.5 * ((p - proposal)**2).sum() + strength * OPERATORS[prox](p - source)
+    found = prox(torch.from_numpy(proposal), torch.from_numpy(source), strength).numpy()
+    least = objective(found)
+    for size in (1.0, 1e-2, 1e-4):
+        for direction in (other[:len(found)], proposal - found, source - found, np.ones_like(found)):
+            assert least <= objective(found + size * direction) + 1e-9 * (1 + abs(least))
+
+
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4), st.floats(0, 50))
-def test_the_closed_form_is_the_minimum(pairs, strength):
-    "Guards against a wrong sign, a factor of two, or η or λ counted twice."
+def test_a_numerical_minimiser_finds_the_same(pairs, strength):
+    "Guards against a minimum that is only local to the directions tried."
     proposal, source = np.array(pairs, dtype=np.float64).T
     def objective(p): return 0.5 * ((p - proposal)**2).sum() + strength / 2 * ((p - source)**2).sum()
     def slope(p): return (p - proposal) + strength * (p - source)
     best = minimize(objective, proposal, jac=slope, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9}).x
-    found = prox_squared(torch.from_numpy(proposal), torch.from_numpy(source), strength)
-    assert np.allclose(found, best, atol=1e-4)
+    assert np.allclose(prox_squared(torch.from_numpy(proposal), torch.from_numpy(source), strength).numpy(), best, atol=1e-5)
 
 
-@given(tensors, strengths)
-def test_the_operator_is_firmly_nonexpansive(values, strength):
-    "Guards against a pull that overshoots and makes training unstable."
-    a, b, source = values
-    difference = (prox_squared(a, source, strength) - prox_squared(b, source, strength)).double().flatten()
-    inner = difference @ (a - b).double().flatten()
-    assert difference @ difference <= inner + 1e-3 * (1 + abs(inner))
+@every_operator
+@given(values=tensors, strength=strengths)
+def test_the_operator_is_firmly_nonexpansive(prox, values, strength):
+    "Guards against a step that could spread two proposals apart."
+    p, q, source = (v.double() for v in values)
+    moved, apart = prox(p, source, strength) - prox(q, source, strength), p - q
+    assert (moved * moved).sum() <= (moved * apart).sum() * (1 + 1e-9) + 1e-9
 
 
-@given(tensors, strengths)
-def test_the_operator_keeps_shape_dtype_and_lies_between(values, strength):
-    "Guards against broadcasting, and against results beyond the source."
-    proposal, source, _ = values
-    found = prox_squared(proposal, source, strength)
-    assert found.shape == proposal.shape and found.dtype == proposal.dtype
-    low, high, slack = torch.minimum(proposal, source), torch.maximum(proposal, source), 1e-4
-    assert ((found >= low - slack) & (found <= high + slack)).all()
-    assert torch.equal(prox_squared(proposal, source, 0.0), proposal)
-    assert torch.allclose(prox_squared(proposal, source, 1e12), source, atol=1e-4)
+@every_operator
+@given(values=tensors, strength=strengths)
+def test_the_operator_keeps_shape_dtype_and_lies_between(prox, values, strength):
+    "Guards against a result beyond the source, and against a lost precision."
+    p, source, _ = values
+    result = prox(p, source, strength)
+    assert result.shape == p.shape and result.dtype == p.dtype
+    slack = 1e-4 * (1 + p.abs().max() + source.abs().max()) if p.numel() else 0
+    assert ((result >= torch.minimum(p, source) - slack) & (result <= torch.maximum(p, source) + slack)).all()
+
+
+@every_operator
+@given(values=tensors)
+def test_no_strength_is_the_proposal_and_an_infinite_one_the_source(prox, values):
+    "Guards against a pull where none was asked for, and against one that never arrives."
+    p, source, _ = values
+    assert torch.equal(prox(p, source, 0.0), p) or torch.allclose(prox(p, source, 0.0), p, atol=1e-4)
+    assert torch.allclose(prox(p, source, 1e12), source, atol=1e-4)
+
+
+@given(tensors, st.floats(0, 10))
+def test_a_result_can_be_written_over_the_proposal(values, strength):
+    "Guards against an operator that reads what it has overwritten."
+    p, source, _ = values
+    for prox in OPERATORS:
+        expected, mine = prox(p, source, strength), p.clone()
+        prox(mine, source, strength, out=mine)
+        assert torch.equal(mine, expected)
+
+
+def test_operators_that_work_by_pieces_see_the_whole():
+    "Guards against a norm of each piece, and against pieces of a tensor that does not lie in one piece."
+    rng = torch.Generator().manual_seed(0)
+    p, s = (torch.randn(300, 400, generator=rng) for _ in range(2))
+    away = (p - s).square().mean().sqrt()
+    assert torch.allclose(prox_norm(p, s, 0.5), s + (1 - 0.5 / away) * (p - s), atol=1e-5)
+    assert torch.equal(prox_norm(p, s, float(away) * 1.001), s)
+    assert torch.equal(prox_l1(p, s, 0.5), s + F.softshrink(p - s, 0.5))
+    assert torch.allclose(prox_norm(p.T, s.T, 0.5), prox_norm(p, s, 0.5).T, atol=1e-5) and torch.equal(prox_l1(p.T, s.T, 0.5), prox_l1(p, s, 0.5).T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_near_is_sent_back_bit_by_bit(dtype):
+    "Guards against a source that is only nearly reached."
+    source = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    near = (source.float() + 0.05).to(dtype)
+    for prox in (prox_norm, prox_l1): assert torch.equal(prox(near, source, 0.1), source)
 
 
 @pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf])
@@ -294,6 +350,80 @@ def test_the_pull_acts_in_transformers_trainer(tmp_path):
     assert 0 < distances[50.0] < 0.8 * distances[0.0]
 
 
+def test_the_operator_of_a_pull_is_applied_by_every_group():
+    "Guards against a pull that is always the squared one."
+    for prox in OPERATORS:
+        model, plain = network(), network()
+        optimizer = OPTIMIZERS["AdamW"](model.parameters())
+        ProximalPull(model.parameters(), 0.4, prox=prox).attach(optimizer)
+        learn(model, optimizer, 1)
+        learn(plain, OPTIMIZERS["AdamW"](plain.parameters()), 1)
+        for w, proposal, source in zip(model.parameters(), plain.parameters(), network().parameters()):
+            assert torch.allclose(w, prox(proposal.detach(), source.detach(), 0.05 * 0.4), atol=1e-7)
+
+
+def test_each_number_has_its_own_strength():
+    "Guards against an importance that is ignored, or averaged."
+    model = network()
+    importance = [torch.rand(w.shape, generator=torch.Generator().manual_seed(i)) for i, w in enumerate(model.parameters())]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    zeros = [torch.zeros_like(w) for w in model.parameters()]
+    ProximalPull(model.parameters(), 4.0, reference=zeros, importance=importance).attach(optimizer)
+    for w in model.parameters(): w.grad = torch.zeros_like(w)
+    optimizer.step()
+    for w, before, f in zip(model.parameters(), network().parameters(), importance): assert torch.allclose(w, before / (1 + 0.5 * 4.0 * f))
+    with pytest.raises(ValueError, match="squared"): ProximalPull(model.parameters(), 1.0, prox=prox_l1, importance=importance)
+    with pytest.raises(ValueError, match="importance"): ProximalPull(model.parameters(), 1.0, importance=importance[:-1])
+
+
+@every_optimizer
+def test_a_source_of_zero_is_weight_decay(make):
+    "Guards against a pull that is not AdamW's decay, divided instead of multiplied: p / (1 + ηλ)."
+    model, plain = network(), network()
+    optimizer = make(model.parameters())
+    ProximalPull(model.parameters(), 3.0, reference=[torch.zeros_like(w) for w in model.parameters()]).attach(optimizer)
+    learn(model, optimizer, 1)
+    learn(plain, make(plain.parameters()), 1)
+    assert torch.allclose(flat(model.parameters()), flat(plain.parameters()) / (1 + 0.05 * 3.0), atol=1e-7)
+
+
+def test_the_optimizer_says_what_pulls_it():
+    "Guards against a run that is resumed with another source, strength or operator, and nobody notices."
+    def said(strength=1.0, prox=prox_squared, shift=0.0):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ProximalPull(model.parameters(), strength, reference=[w + shift for w in model.parameters()], prox=prox).attach(optimizer)
+        return optimizer.param_groups[0]["pull"]
+    assert said() == said() and len({said(), said(2.0), said(prox=prox_l1), said(shift=1e-3)}) == 4
+
+
+def pulled_and_saved(folder):
+    "What each of two processes does"
+    from accelerate import Accelerator
+    torch.set_num_threads(1)
+    accelerator, model = Accelerator(cpu=True), network()
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    pull = ProximalPull(model.parameters(), 0.4, prox=prox_norm)
+    pull.attach(optimizer)
+    prepared, stepper = accelerator.prepare(model, optimizer)
+    learn(prepared, stepper, 5)
+    torch.save((snapshot(model), pull.distance(), accelerator.num_processes), f"{folder}/{accelerator.process_index}.pt")
+
+
+def test_two_processes_are_pulled_as_one(tmp_path):
+    "Guards against a pull that the wrapped model or optimizer does not know, or that differs between processes."
+    done = subprocess.run([sys.executable, __file__, tmp_path], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    alone = network()
+    optimizer = OPTIMIZERS["AdamW"](alone.parameters())
+    ProximalPull(alone.parameters(), 0.4, prox=prox_norm).attach(optimizer)
+    learn(alone, optimizer, 5)
+    for process in range(2):
+        weights, distance, processes = torch.load(tmp_path/f"{process}.pt", weights_only=True)
+        assert processes == 2 and distance > 0
+        for name, value in alone.state_dict().items(): assert torch.allclose(weights[name], value, atol=1e-6)       # both saw the same rows
+
+
 # --- The strategy ----------------------------------------------------------------------------------------------------
 
 
@@ -354,3 +484,128 @@ def test_a_resumed_fine_tuning_is_the_same(make_model, task, tmp_path):
     with pytest.raises(KeyboardInterrupt): finetune(interrupted, task, measure=improving(0, 3), checkpoint=path, **options)
     finetune(resumed, task, measure=improving(3), checkpoint=path, **options)
     assert changed(snapshot(whole), resumed) == []
+
+
+@pytest.mark.parametrize("strategy", [GroupSP, L1SP])
+def test_a_full_strength_leaves_everything_where_it_was(make_model, task, strategy):
+    "Guards against a scale of the unsquared pulls that is not what the docstring says."
+    model = make_model()
+    finetune(model, task, strategy(1.5, lr=1e-2), steps=20, batch_size=8)
+    source = make_model().backbone
+    assert all(torch.equal(w, s) for w, s in zip(model.backbone.parameters(), source.parameters()))
+    loose, part = make_model(), make_model()
+    finetune(loose, task, strategy(0.0, lr=1e-2), steps=20, batch_size=8)
+    finetune(part, task, strategy(0.5, lr=1e-2), steps=20, batch_size=8)
+    def same(model): return torch.cat([(w == s).flatten() for w, s in zip(model.backbone.parameters(), source.parameters())]).double().mean()
+    assert same(loose) < same(part) < 1
+
+
+def test_a_run_is_not_resumed_with_another_source(make_model, task, tmp_path):
+    "Guards against a second half that is pulled elsewhere."
+    options = dict(strategy=GroupSP(0.3, lr=1e-2), steps=4, batch_size=8, checkpoint=tmp_path/"run.pt")
+    finetune(make_model(), task, **options)
+    other = make_model()
+    with torch.no_grad(): next(other.backbone.parameters()).add_(0.1)
+    with pytest.raises(ValueError, match="belongs to another run"): finetune(other, task, **options)
+    finetune(make_model(), task, **options)
+
+
+# --- Function space --------------------------------------------------------------------------------------------------
+
+
+def test_the_functions_distance_is_that_of_the_features(make_model, task):
+    "Guards against a distance from features that move along, or of other rows."
+    model = make_model()
+    objective, rows = FunctionSP(6.0).objective(model, task.train)
+    inputs, (labels, source) = rows.__getitems__([3, 0, 7])
+    model.eval()
+    assert torch.allclose(objective(model, inputs, (labels, source)), F.cross_entropy(model(inputs), labels), atol=1e-5)      # at the source: no distance
+    with torch.no_grad():
+        for w in model.backbone.parameters(): w.add_(0.05)
+    expected = F.cross_entropy(model(inputs), labels) + 6.0 / 2 * (model.features(inputs) - make_model().eval().features(inputs)).square().mean()
+    assert torch.allclose(objective(model, inputs, (labels, source)), expected, atol=1e-5)
+    assert not model.head._forward_pre_hooks
+
+
+def test_no_strength_in_function_space_is_full_fine_tuning(make_model, task):
+    "Guards against a loss that differs by more than the distance."
+    plain, pulled, held = make_model(), make_model(), make_model()
+    for model, strategy in ((plain, FullFineTuning(lr=1e-2)), (pulled, FunctionSP(0.0, lr=1e-2)), (held, FunctionSP(1e3, lr=1e-2))):
+        finetune(model, task, strategy, steps=20, batch_size=8)
+    assert changed(snapshot(plain), pulled) == []
+    def away(model): return (model.eval().features(task.train.inputs) - make_model().eval().features(task.train.inputs)).norm()
+    assert away(held) < 0.5 * away(plain)
+
+
+def test_words_are_pulled_one_by_one():
+    "Guards against features of padding, or of words without a label, in the distance."
+    class Rows:
+        def __init__(self, rows): self.rows = rows
+        def __len__(self): return len(self.rows)
+        def __getitem__(self, rows): return torch.nn.utils.rnn.pad_sequence([self.rows[r] for r in rows], batch_first=True, padding_value=-100)
+    labels = Rows([torch.tensor([0, -100, 1]), torch.tensor([1])])
+    words = torch.randn(2, 3, 4)
+    rows = WithSource(words, labels, [words[0, [0, 2]] + 1, words[1, [0]]])
+    class Model(nn.Module):
+        def __init__(self): super().__init__(); self.head = nn.Linear(4, 2)
+        def forward(self, inputs): return self.head(inputs)
+    model = Model()
+    inputs, target = rows.__getitems__([0, 1])
+    loss = _with_distance(model, inputs, target, 2.0)
+    known = words[[0, 0, 1], [0, 2, 0]]
+    expected = F.cross_entropy(model.head(known), torch.tensor([0, 1, 1])) + 2.0 / 2 * (2 * 4) / (3 * 4)      # two of three words are one away in all four numbers
+    assert torch.allclose(loss, expected, atol=1e-6)
+
+
+# --- Importance, and files -------------------------------------------------------------------------------------------
+
+
+def test_the_fisher_information_is_that_of_the_models_own_labels():
+    "Guards against gradients of a batch, and against the data's labels in place of the model's."
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(3, 4), torch.randn(5, 3)
+    exact = [torch.zeros_like(w) for w in model.parameters()]
+    for x in inputs:
+        for label, p in enumerate(model(x).softmax(0).tolist()):
+            grads = torch.autograd.grad(F.cross_entropy(model(x)[None], torch.tensor([label])), list(model.parameters()))
+            for f, g in zip(exact, grads): f += p * g.square()
+    mean = torch.cat([f.flatten() for f in exact]).mean()
+    found = fisher(model, model.parameters(), inputs.repeat(400, 1))
+    for f, e in zip(found, exact): assert torch.allclose(f, e / mean, rtol=0.2, atol=0.05)
+    assert torch.cat([f.flatten() for f in found]).mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_elastic_weights_hold_what_matters(make_model, task):
+    "Guards against an importance that never reaches the pull."
+    with pytest.raises(ValueError, match="importance"): finetune(make_model(), task, EWC(1.0), steps=2)
+    model = make_model()
+    importance = [torch.full_like(w, 1e9 if i % 2 else 0.0) for i, w in enumerate(model.backbone.parameters())]
+    finetune(model, task, EWC(1.0, importance, lr=1e-2), steps=5, batch_size=8)
+    moved = [(w - s).abs().max().item() for w, s in zip(model.backbone.parameters(), make_model().backbone.parameters())]
+    assert max(moved[1::2]) < 1e-6 < min(moved[::2])
+
+
+def test_a_difference_gives_the_model_back(make_model, task, tmp_path):
+    "Guards against numbers or statistics that are left out, and against another source or other labels."
+    model = make_model()
+    finetune(model, task, L1SP(0.5, lr=1e-2), steps=10, batch_size=8)
+    file = save_difference(model, make_model(), tmp_path/"difference.safetensors")
+    rebuilt = make_model()
+    with torch.no_grad(): rebuilt.head.weight.zero_()
+    assert changed(snapshot(model), load_difference(rebuilt, file)) == []
+    full = make_model()
+    finetune(full, task, FullFineTuning(lr=1e-2), steps=10, batch_size=8)
+    assert changed(snapshot(full), load_difference(make_model(), save_difference(full, make_model(), tmp_path/"full.safetensors"))) == []
+    other = make_model()
+    with torch.no_grad(): next(other.backbone.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="source weights"): load_difference(other, file)
+    other = make_model()
+    other.label_names = ["x", "y", "z"]
+    with pytest.raises(ValueError, match="labels"): load_difference(other, file)
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="cannot be read"): load_difference(make_model(), file)
+
+
+if __name__ == "__main__":
+    from accelerate import debug_launcher
+    debug_launcher(pulled_and_saved, args=(sys.argv[1],), num_processes=2)

@@ -32,7 +32,7 @@ from ..pretraining.autoencoders import Preprocess, ResidualCNN
 from ..pretraining.causal_lm import docs_decoder, use_plain_attention
 from ..pretraining.images import glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
 from ..pretraining.masked_lm import docs_encoder
-from ..training import History, adamw, at_labels, encoded, evaluate, evaluating, fit, freeze_statistics, predict, set_modes, tagging_scores, to_device
+from ..training import History, adamw, at_labels, classification, encoded, evaluate, evaluating, fit, freeze_statistics, predict, set_modes, tagging_scores, to_device
 
 import torchvision      # last: ftlearn.core must have mended it, where it does not fit its torch
 
@@ -483,6 +483,10 @@ class Strategy:
         "Parts of the backbone with a learning rate each: here all of it with the same."
         return [(model.backbone.parameters(), lr)]
 
+    def objective(self, model: TransferModel, train: Split) -> tuple[Callable, Split]:
+        "The loss, (model, inputs, labels) → a number, and the rows to learn from: here the cross-entropy, and the rows as they are."
+        return classification, train
+
     @property
     def name(self) -> str: return type(self).__name__
 
@@ -566,11 +570,12 @@ def finetune(model: TransferModel,               # changed in place
     strategy.prepare(model)
     optimizer = strategy.optimizer(model)
     learner, train, validation = model, encoded(model, task.train), encoded(model, task.validation)
+    objective, train = strategy.objective(model, train)
     if backbone_is_frozen(model) and not augment:
         learner, train, validation = model.head, extract_features(model, train), extract_features(model, validation)
     if steps is None and "epochs" not in options: steps = default_steps(len(train), batch_size)
     history = fit(learner, train, validation, steps=steps, batch_size=batch_size, optimizer=optimizer, augment=augment, seed=seed,
-                  description=strategy.name, **{"measure": measure_of(task)} | options)
+                  description=strategy.name, **{"measure": measure_of(task), "objective": objective} | options)
     model.eval()
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     return Result(model, task, strategy, history, trained, time.perf_counter() - start)

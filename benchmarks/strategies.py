@@ -1,0 +1,149 @@
+"""Every strategy of the course on its own data: digits, names of code in docstrings, reviews; few labels, five draws, tuned alike.
+
+    python -m benchmarks.strategies [digits/5] [reviews] ... [--minutes 4]
+
+Forty minutes on two cores. Each strategy has as many settings to choose from as every other, and they are compared on the validation
+split of a practice draw, which is not measured. On digits it is also measured how well letters are still read. Every number goes to
+nbs/results/strategies.json as soon as it is there, and what is there is not measured again, so the work can be done in parts."""
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from torch import nn
+
+from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PartialFreezing
+from ftlearn.adaptation.proximal import EWC, FunctionSP, GroupSP, L1SP, L2SP, fisher
+from ftlearn.core import atomic_write, in_parallel
+from ftlearn.data import load_task
+from ftlearn.pretraining.images import glyph_cnn
+from ftlearn.pretraining.masked_lm import look_up
+from ftlearn.training import evaluate
+from ftlearn.transfer.images import pixel_baseline
+from ftlearn.transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel, finetune, read_weights
+from ftlearn.transfer.text import bag_of_words
+
+TABLE = Path(__file__).parents[1]/"nbs"/"results"/"strategies.json"
+SEEDS, PRACTICE = range(5), 100
+
+
+@dataclass(frozen=True)
+class Data:
+    "A task with its backbone, and how long it is trained."
+    backbone: str
+    shots: tuple[int, ...]           # labels a class; sentences, where each word has a label
+    lrs: tuple[float, float]         # of the backbone
+    steps: int
+    batch_size: int = 32
+    baseline: Callable = bag_of_words
+
+
+DATA = {"digits": Data("glyph-cnn", (2, 5, 10), (1e-3, 3e-3), 100, baseline=pixel_baseline),
+        "docs-entities": Data("docs-encoder", (50, 200), (1e-3, 3e-3), 150, 16, lambda task: look_up(task) / 100),
+        "reviews": Data("all-MiniLM-L6-v2", (16, 64), (1e-4, 3e-4), 60, 16)}
+
+
+def grid(strategy, data: Data, name: str, values) -> list[Strategy]:
+    "Both learning rates, with two values of another setting."
+    return [strategy(lr=lr, **{name: value}) for lr in data.lrs for value in values]
+
+
+def rates(strategy, data: Data, factor: float = 1) -> list[Strategy]:
+    "Four learning rates."
+    low, high = data.lrs
+    return [strategy(lr=factor * lr) for lr in (low / 3, low, high, 3 * high)]
+
+
+METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
+    "linear probe": lambda data: [LinearProbe(head_lr=lr) for lr in (1e-3, 3e-3, 1e-2, 3e-2)],
+    "last block": lambda data: rates(lambda lr: PartialFreezing(1, lr=lr), data),
+    "full fine-tuning": lambda data: rates(FullFineTuning, data),
+    "probe, then fine-tuning": lambda data: rates(FullFineTuning, data),
+    "discriminative rates": lambda data: rates(DiscriminativeRates, data, 3),
+    "gradual unfreezing": lambda data: rates(lambda lr: GradualUnfreezing(lr=lr, every=data.steps // 10), data),
+    "biases and norms": lambda data: rates(BiasesAndNorms, data, 3),
+    "L2-SP": lambda data: [L2SP(share / (lr * data.steps), lr=lr) for lr in data.lrs for share in (0.5, 5)],     # the pull sums to so much over the run
+    "group norm": lambda data: grid(GroupSP, data, "strength", (0.1, 0.3)),
+    "L1-SP": lambda data: grid(L1SP, data, "strength", (0.1, 0.3)),
+    "function space": lambda data: grid(FunctionSP, data, "strength", (1.0, 10.0)),
+    "EWC": lambda data: [ElasticWeights(share / (lr * data.steps), lr=lr) for lr in data.lrs for share in (0.5, 5)]}
+ONLY = {"EWC": ("digits",)}          # it needs rows of the source task
+
+
+class ElasticWeights(EWC):
+    "EWC with the importance that the weights of the glyph network have for letters."
+
+    def importance_of(self, weights): return for_letters()
+
+
+@cache
+def letters(): return load_task("glyphs", n=20)
+
+
+def reader(backbone: nn.Module, prepare: nn.Module) -> nn.Module:
+    "A backbone with the head that pretraining on letters left."
+    head = read_weights(glyph_cnn()/"head.safetensors")
+    model = nn.Sequential(prepare, backbone, nn.Linear(*head["weight"].shape[::-1]))
+    model[2].load_state_dict(head)
+    return model.eval()
+
+
+@cache
+def for_letters() -> list:
+    model = TransferModel.from_pretrained("glyph-cnn", load_task("digits"))
+    return fisher(reader(model.backbone, model.prepare), model.backbone.parameters(), letters().validation.inputs[:300])
+
+
+def run(task: str, shots: int, method: str, strategy: Strategy | None, seed: int, split: str) -> dict[str, float]:
+    "One strategy on one draw: accuracy or F1 in %, and for digits the accuracy on letters afterwards."
+    data, few = DATA[task], load_task(task).few_shot(shots, seed)
+    if strategy is None: return {"score": round(100 * float(data.baseline(few)), 2)}
+    model = TransferModel.from_pretrained(data.backbone, few, seed=seed)
+    options = {"batch_size": data.batch_size, "seed": seed}
+    if method == "probe, then fine-tuning": finetune(model, few, LinearProbe(), steps=100, **options)
+    result = finetune(model, few, strategy, steps=(5 if method == "linear probe" else 1) * data.steps, measure_every=max(1, data.steps // 5), **options)
+    measured = result.test if split == "test" else result.validation
+    found = {"score": round(100 * measured.get("f1", measured.get("accuracy")), 2), "loss": round(measured["loss"], 4)}
+    if task == "digits": found["letters"] = round(100 * evaluate(reader(model.backbone, model.prepare), letters().test)["accuracy"], 2)
+    return found
+
+
+def missing(point: dict, candidates: list[Strategy]) -> list[tuple]:
+    "The settings not tried yet; when all have been, the draws not measured yet: (setting, draw, split)."
+    untried = [(strategy, PRACTICE, "validation") for strategy in candidates if str(strategy) not in point["tried"]]
+    def quality(strategy): return point["tried"][str(strategy)]["score"], -point["tried"][str(strategy)]["loss"]
+    best = max(candidates, key=quality) if candidates and not untried else None
+    return untried or [(best, seed, "test") for seed in SEEDS if str(seed) not in point["test"]]
+
+
+def incomplete(points, found: dict):
+    "All that is missing, with where it belongs."
+    for task, shots, method in points:
+        point = found.setdefault(task, {}).setdefault(str(shots), {}).setdefault(method, {"tried": {}, "test": {}})
+        for call in missing(point, METHODS[method](DATA[task]) if method in METHODS else []): yield point, (task, shots, method, *call)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what is missing in the table of strategies.")
+    parser.add_argument("what", nargs="*", default=list(DATA), help="a task, or task/labels/beginning of a strategy's name (default: all)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
+    options = parser.parse_args()
+    chosen = [(what + "//").split("/")[:3] for what in options.what]
+    points = [(task, shots, method) for task, budget, start in chosen for shots in DATA[task].shots if budget in ("", str(shots))
+              for method in ("baseline", *METHODS) if method.startswith(start) and task in ONLY.get(method, DATA)]
+    found, until = json.loads(TABLE.read_text())["scores"] if TABLE.exists() else {}, time.monotonic() + 60 * options.minutes
+    while time.monotonic() < until and (calls := list(islice(incomplete(points, found), 2 * os.cpu_count()))):
+        start = time.monotonic()
+        for (point, (task, shots, method, strategy, seed, split)), value in zip(calls, in_parallel(run, [call for _, call in calls])):
+            point["test" if split == "test" else "tried"][str(seed if split == "test" else strategy)] = value
+            print(f"{task}, {shots} labels, {strategy or method}, draw {seed}: {value} ({time.monotonic() - start:.0f} s)", flush=True)
+        about = {"command": "python -m benchmarks.strategies", "unit": "accuracy, or F1 of names, in %"}
+        with atomic_write(TABLE) as file: file.write_text(json.dumps(about | {"scores": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__": main()
