@@ -56,7 +56,7 @@ def grid(strategy, data: Data, name: str, values) -> list[Strategy]:
 def rates(strategy, data: Data, factor: float = 1) -> list[Strategy]:
     "Four learning rates."
     low, high = data.lrs
-    return [strategy(lr=factor * lr) for lr in (low / 3, low, high, 3 * high)]
+    return [strategy(lr=round(factor * lr, 6)) for lr in (low / 3, low, high, 3 * high)]
 
 
 METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
@@ -67,11 +67,11 @@ METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
     "discriminative rates": lambda data: rates(DiscriminativeRates, data, 3),
     "gradual unfreezing": lambda data: rates(lambda lr: GradualUnfreezing(lr=lr, every=data.steps // 10), data),
     "biases and norms": lambda data: rates(BiasesAndNorms, data, 3),
-    "L2-SP": lambda data: [L2SP(share / (lr * data.steps), lr=lr) for lr in data.lrs for share in (0.5, 5)],     # the pull sums to so much over the run
+    "L2-SP": lambda data: [L2SP(round(share / (lr * data.steps), 2), lr=lr) for lr in data.lrs for share in (0.5, 5)],     # the pull sums to so much over the run
     "group norm": lambda data: grid(GroupSP, data, "strength", (0.1, 0.3)),
     "L1-SP": lambda data: grid(L1SP, data, "strength", (0.1, 0.3)),
     "function space": lambda data: grid(FunctionSP, data, "strength", (1.0, 10.0)),
-    "EWC": lambda data: [ElasticWeights(share / (lr * data.steps), lr=lr) for lr in data.lrs for share in (0.5, 5)]}
+    "EWC": lambda data: [ElasticWeights(round(share / (lr * data.steps), 2), lr=lr) for lr in data.lrs for share in (0.5, 5)]}
 ONLY = {"EWC": ("digits",)}          # it needs rows of the source task
 
 
@@ -146,4 +146,6 @@ def main() -> None:
         with atomic_write(TABLE) as file: file.write_text(json.dumps(about | {"scores": found}, indent=1) + "\n")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    from benchmarks import strategies         # under its own name, so that other processes find what it holds
+    strategies.main()
