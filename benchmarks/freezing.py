@@ -182,6 +182,7 @@ def main(minutes: float) -> None:
 
 
 if __name__ == "__main__":
+    from benchmarks.freezing import main      # by its own name, so that other processes find the functions that remember their results
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20, help="stop after so many; what is measured stays")
     main(parser.parse_args().minutes)

@@ -447,7 +447,7 @@ def test_image_files_are_not_decoded_again(cache, make_model, tmp_path):
         decoded.clear()
         train(make_model(), task, PartialFreezing(1), True, steps=30)
     finally: ImageFiles._decode = decode
-    assert len(decoded) < 24 * 4, "thirty steps of eight images would be 240"
+    assert len(decoded) < 48, "a check of eight rows, a few times; thirty steps of eight images would be 240"
     with open(tmp_path / "0.png", "wb") as file: Image.fromarray(data.inputs[1, 0].numpy()).save(file, "png")
     before = folders(cache)
     train(make_model(), task, PartialFreezing(1), True)

@@ -607,26 +607,27 @@ class Cut:
 
 def possible_cuts(model: TransferModel, inputs) -> list[Cut]:
     "Where the model could be cut for this batch, the place nearest to what learns first."
-    names = {module: name for name, module in model.named_modules()}
-    shapes, handles = {}, []
+    names, done, handles = {module: name for name, module in model.named_modules()}, {}, []
     def before(module, args):
         moves = isinstance(module, nn.modules.batchnorm._BatchNorm) and not is_frozen(module)
         if moves or any(w.requires_grad for w in module.parameters(recurse=False)): raise _Enough
     def after(module, args, output):
-        weights = list(module.parameters())
-        if isinstance(output, Tensor) and (weights or isinstance(module, Preprocess)) and not any(w.requires_grad for w in weights):
-            x = args[0] if args and isinstance(args[0], Tensor) else None
-            as_input = x is not None and (x.shape, x.dtype) == (output.shape, output.dtype)
-            shapes[names[module]] = None if as_input else output.shape[1:], as_input or x is not None and not isinstance(inputs, Mapping)
+        weights = [w.requires_grad for w in module.parameters()]
+        if isinstance(output, Tensor) and not any(weights) and (weights or isinstance(module, Preprocess)): done[names[module]] = next(iter(args), None), output
     for module in names: handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try: model(inputs)
     except _Enough: pass
     finally:
         for handle in handles: handle.remove()
-    largest: list[str] = []
-    for name in reversed(shapes):
+    largest, skipped = [], {}
+    for name in reversed(done):
         if not any(name.startswith(f"{other}.") for other in largest): largest.append(name)
-    return [Cut(name, {below: shapes[below][0] for below in largest[i + 1:] if shapes[below][1]}) for i, name in enumerate(largest) if name != "prepare"]
+    for name in largest:
+        x, y = done[name]
+        if not isinstance(x, Tensor): continue                                             # an embedding that is called by keyword, say: let it run
+        if (x.shape, x.dtype) == (y.shape, y.dtype): skipped[name] = None
+        elif not isinstance(inputs, Mapping): skipped[name] = y.shape[1:]                  # of texts, another batch has another shape
+    return [Cut(name, {below: skipped[below] for below in largest[i + 1:] if below in skipped}) for i, name in enumerate(largest) if name != "prepare"]
 
 # %% ../../nbs/08_transfer.ipynb #d02b402e
 class FromCut(Sequence):
@@ -636,13 +637,13 @@ class FromCut(Sequence):
         facts = json.loads((folder/"kept.json").read_text())
         self.inputs, self.lengths, self.by_token = inputs, getattr(inputs, "lengths", None), facts["by token"]
         self.kept = _mapped(folder, facts["shape"], facts["dtype"])              # (rows, ...) or (tokens of all rows, ...)
+        if self.lengths is None: self.one = inputs[[0]]
         if self.by_token: self.ends = self.lengths.cumsum(0)
 
     def __len__(self) -> int: return len(self.inputs)
 
     def __getitem__(self, rows: list[int]) -> tuple:
-        if self.lengths is None: inputs = (one := self.inputs[[0]]).expand(len(rows), *one.shape[1:])
-        else: inputs = self.inputs[rows]
+        inputs = self.one.expand(len(rows), *self.one.shape[1:]) if self.lengths is None else self.inputs[rows]
         if not self.by_token: return inputs, self.kept[rows]
         return inputs, nn.utils.rnn.pad_sequence([self.kept[self.ends[row] - self.lengths[row]:self.ends[row]] for row in rows], batch_first=True)
 
