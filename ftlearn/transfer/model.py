@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import math
+import os
+import shutil
 import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -26,24 +30,26 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core import Interval, atomic_files, atomic_write, best_device, in_parallel, interval, unknown
-from ..data import Ragged, Split, Task, as_words, encode_words, hub_answers, report_cut
+from ..core import Interval, atomic_files, atomic_write, best_device, cached, in_parallel, interval, unknown
+from ..data import Ragged, Split, Task, as_words, content_groups, encode_words, hub_answers, report_cut
 from ..pretraining.autoencoders import Preprocess, ResidualCNN
 from ..pretraining.causal_lm import docs_decoder, use_plain_attention
 from ..pretraining.images import glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
 from ..pretraining.masked_lm import docs_encoder
-from ..training import History, adamw, at_labels, classification, encoded, evaluate, evaluating, fit, freeze_statistics, predict, set_modes, tagging_scores, to_device
+from ..training import History, adamw, at_labels, classification, encoded, evaluate, evaluating, fit, freeze_statistics, inference_batches, is_frozen, mixed_precision, predict, row_lengths, set_modes, tagging_scores, to_device
 
 import torchvision      # last: ftlearn.core must have mended it, where it does not fit its torch
 
 # %% auto #0
-__all__ = ['FRESH_LR', 'IMAGENET', 'C', 'SMALL', 'MINILM', 'MINILM_SHA256', 'TEXT_BACKBONES', 'CLASSES', 'Backbone',
-           'torchvision_names', 'remove_head', 'feature_width', 'torchvision_backbone', 'read_weights',
+__all__ = ['FRESH_LR', 'IMAGENET', 'C', 'SMALL', 'MINILM', 'MINILM_SHA256', 'TEXT_BACKBONES', 'CLASSES', 'FEATURES_ON_DISK',
+           'Backbone', 'torchvision_names', 'remove_head', 'feature_width', 'torchvision_backbone', 'read_weights',
            'download_weights', 'host_answers', 'load_backbone', 'read_config', 'TextPreprocess', 'Tokens',
            'TextEncoder', 'last_linear', 'mean_pooling_as_layer', 'without_pooling_layer', 'minilm', 'text_backbone',
            'pooling_of', 'quiet_transformers', 'TransferModel', 'Strategy', 'FullFineTuning', 'LinearProbe',
-           'extract_features', 'backbone_is_frozen', 'default_steps', 'Result', 'finetune', 'measure_of', 'check_task',
-           'tune', 'learning_curve', 'difference', 'plot_learning_curve']
+           'extract_features', 'backbone_is_frozen', 'cached_features', 'fingerprint_of_features', 'kept_on_disk',
+           'Cut', 'possible_cuts', 'FromCut', 'keep', 'AboveCut', 'find_cut', 'above_what_is_frozen', 'default_steps',
+           'Result', 'finetune', 'measure_of', 'check_task', 'tune', 'learning_curve', 'difference',
+           'plot_learning_curve']
 
 # %% ../../nbs/08_transfer.ipynb #35d84f64
 FRESH_LR = 3e-3                           # for weights that start at random
@@ -514,6 +520,212 @@ def extract_features(model: TransferModel, split: Split, batch_size: int = 256) 
 
 def backbone_is_frozen(model: TransferModel) -> bool: return not any(w.requires_grad for w in model.backbone.parameters())
 
+# %% ../../nbs/08_transfer.ipynb #8e182975
+FEATURES_ON_DISK = 8 << 30             # bytes
+
+
+def cached_features(model: TransferModel, split: Split) -> Split:
+    "What `extract_features` returns; from the disk, memory-mapped, if it was computed before."
+    split = encoded(model, split)
+    tags = None if isinstance(split.labels, Tensor) else [tags.tolist() for tags in split.labels.rows]      # they choose the words
+    def build(folder): save_file(vars(extract_features(model, split)), folder/"features.safetensors")
+    def stored(folder): return load_file(folder/"features.safetensors")["inputs"]
+    def holds(folder): return _alike(extract_features(model, split.select(range(min(8, len(split))))).inputs, stored(folder))
+    folder = kept_on_disk(fingerprint_of_features(model, split, tags=tags), build, holds)
+    return Split(stored(folder), split.labels if tags is None else torch.cat([labels[labels >= 0] for labels in split.labels.rows]))
+
+
+def _alike(a: Tensor, b: Tensor, rounding: float = 0.03) -> bool:
+    "Whether the rows of `a` are those that `b` begins with, up to a share of their length that bfloat16 could explain."
+    return bool((a - b[:len(a)].to(a)).norm() <= rounding * a.norm())
+
+
+def fingerprint_of_features(model: TransferModel, split: Split,
+                            cut: str = "backbone",      # the module whose output is meant; within the backbone, it depends on frozen weights only
+                            tags: list | None = None) -> str:
+    "The SHA-256 of all that the output for `split` depends on: weights, settings, rows, number format and libraries."
+    digest, device = hashlib.sha256(), model.head.weight.device
+    def add(*facts): digest.update(repr(facts).encode())
+    def add_tensor(name, value):
+        add(name, value.shape, value.dtype)
+        digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+    add(cut, tags, [importlib.metadata.version(name) for name in ("torch", "torchvision", "transformers")], device.type, getattr(mixed_precision(model), "fast_dtype", None))
+    for name, module in [("prepare", model.prepare), *model.backbone.named_modules()]:
+        add(name, type(module).__qualname__, {key: value for key, value in vars(module).items() if key != "training" and isinstance(value, (bool, int, float, str, list, tuple))})
+    for name, value in [*model.backbone.named_parameters(), *model.backbone.named_buffers()]:
+        if cut == "backbone" or not value.requires_grad: add_tensor(name, value)
+    if isinstance(split.inputs, Tokens):
+        for column in filter(None, (split.inputs.ids, split.inputs.mask, split.inputs.segments)): add_tensor(column.padding, torch.cat(column.rows))
+        add_tensor("lengths", split.inputs.lengths)
+    else: add(split.inputs[[0]].shape, split.inputs[[0]].dtype, content_groups(split.inputs))
+    return digest.hexdigest()
+
+
+def kept_on_disk(key: str, build: Callable[[Path], None], holds: Callable[[Path], bool]) -> Path:
+    "The folder that `build` filled for `key`, made again if it no longer `holds`; beyond `FEATURES_ON_DISK` what was not used for longest goes."
+    folder = cached(f"features/{key[:24]}", build)
+    if not holds(folder):                  # the code has changed, say: no fingerprint can know everything
+        shutil.rmtree(folder)
+        folder = cached(f"features/{key[:24]}", build)
+    os.utime(folder)
+    room = FEATURES_ON_DISK
+    for other in sorted(folder.parent.glob("[!.]*"), key=lambda f: -f.stat().st_mtime):
+        room -= sum(file.stat().st_size for file in other.iterdir())
+        if room < 0 and other != folder: shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+# %% ../../nbs/08_transfer.ipynb #a63ee82c
+class _Enough(Exception):
+    "Ends a forward pass that has done what it was for."
+
+
+@dataclass
+class Cut:
+    "A module below which nothing learns: its output is kept, and what comes before it need not run."
+    name: str                                    # of the module, within the model
+    skipped: dict[str, torch.Size | None]        # what need not run, with the shape of a row of its output, if that is not its input's
+
+    def output(self, model: TransferModel, inputs) -> Tensor:
+        "What the module gives for a batch; nothing above it is computed."
+        def stop(module, args, output): raise _Enough(output)
+        handle = model.get_submodule(self.name).register_forward_hook(stop)
+        try: model(inputs)
+        except _Enough as enough: return enough.args[0]
+        finally: handle.remove()
+
+    @contextmanager
+    def resumed(self, model: TransferModel, kept: Tensor) -> Iterator[None]:
+        "For a while, `model` goes on from `kept`, the module's output for a batch."
+        idle = lambda shape: lambda x, *_, **__: x if shape is None else torch.zeros(len(x), *shape, device=x.device)
+        others = {name: idle(shape) for name, shape in self.skipped.items()} | {self.name: lambda *_, **__: kept}
+        modules = {model.get_submodule(name): other for name, other in others.items()}
+        before = {module: {key: value for key, value in vars(module).items() if key == "forward"} for module in modules}
+        try:
+            for module, other in modules.items(): module.forward = other
+            yield
+        finally:
+            for module in modules:
+                vars(module).pop("forward", None)
+                vars(module).update(before[module])
+
+
+def possible_cuts(model: TransferModel, inputs) -> list[Cut]:
+    "Where the model could be cut for this batch, the place nearest to what learns first."
+    names, done, handles = {module: name for name, module in model.named_modules()}, {}, []
+    def before(module, args):
+        moves = isinstance(module, nn.modules.batchnorm._BatchNorm) and not is_frozen(module)
+        if moves or any(w.requires_grad for w in module.parameters(recurse=False)): raise _Enough
+    def after(module, args, output):
+        weights = [w.requires_grad for w in module.parameters()]
+        if isinstance(output, Tensor) and not any(weights) and (weights or isinstance(module, Preprocess)): done[names[module]] = next(iter(args), None), output
+    for module in names: handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try: model(inputs)
+    except _Enough: pass
+    finally:
+        for handle in handles: handle.remove()
+    largest, skipped = [], {}
+    for name in reversed(done):
+        if not any(name.startswith(f"{other}.") for other in largest): largest.append(name)
+    for name in largest:
+        x, y = done[name]
+        if not isinstance(x, Tensor): continue                                             # an embedding that is called by keyword, say: let it run
+        if (x.shape, x.dtype) == (y.shape, y.dtype): skipped[name] = None
+        elif not isinstance(inputs, Mapping): skipped[name] = y.shape[1:]                  # of texts, another batch has another shape
+    return [Cut(name, {below: skipped[below] for below in largest[i + 1:] if below in skipped}) for i, name in enumerate(largest) if name != "prepare"]
+
+# %% ../../nbs/08_transfer.ipynb #d02b402e
+class FromCut(Sequence):
+    "What was kept at a cut, memory-mapped: a list of row numbers gives the pair (inputs, kept), padded like the inputs."
+
+    def __init__(self, inputs, folder: Path):
+        facts = json.loads((folder/"kept.json").read_text())
+        self.inputs, self.lengths, self.by_token = inputs, getattr(inputs, "lengths", None), facts["by token"]
+        self.kept = _mapped(folder, facts["shape"], facts["dtype"])              # (rows, ...) or (tokens of all rows, ...)
+        if self.lengths is None: self.one = inputs[[0]]
+        if self.by_token: self.ends = self.lengths.cumsum(0)
+
+    def __len__(self) -> int: return len(self.inputs)
+
+    def __getitem__(self, rows: list[int]) -> tuple:
+        inputs = self.one.expand(len(rows), *self.one.shape[1:]) if self.lengths is None else self.inputs[rows]
+        if not self.by_token: return inputs, self.kept[rows]
+        return inputs, nn.utils.rnn.pad_sequence([self.kept[self.ends[row] - self.lengths[row]:self.ends[row]] for row in rows], batch_first=True)
+
+
+def _mapped(folder: Path, shape: Sequence[int], dtype: str, shared: bool = False) -> Tensor:
+    "A file as a tensor; what is written to it reaches the file if it is `shared`."
+    return torch.from_file(str(folder/"kept"), shared=shared, size=math.prod(shape), dtype=getattr(torch, dtype)).view(shape)
+
+
+def keep(model: TransferModel, split: Split, cut: Cut, folder: Path) -> None:
+    "Write what `cut` gives for every row."
+    device, lengths, kept = model.head.weight.device, row_lengths(split), None
+    ends = None if lengths is None else lengths.cumsum(0)
+    with evaluating(model), mixed_precision(model):
+        for rows in inference_batches(split, 64):
+            inputs = split.__getitems__(rows)[0]
+            found = cut.output(model, to_device(inputs, device)).cpu()
+            if kept is None:
+                by_token = lengths is not None and found.shape[:2] == inputs["input_ids"].shape
+                shape = [int(lengths.sum()), *found.shape[2:]] if by_token else [len(split), *found.shape[1:]]
+                facts = {"shape": shape, "dtype": str(found.dtype).removeprefix("torch."), "by token": by_token}
+                kept = _mapped(folder, facts["shape"], facts["dtype"], shared=True)
+            if not by_token: kept[rows] = found
+            else:
+                for row, values in zip(rows, found): kept[ends[row] - lengths[row]:ends[row]] = values[:lengths[row]]
+    (folder/"kept.json").write_text(json.dumps(facts))
+
+
+class AboveCut(nn.Module):
+    "A model that begins at a cut: pairs of `FromCut` → logits. It learns the model's own weights."
+
+    def __init__(self, model: TransferModel, cut: Cut):
+        super().__init__()
+        self.model, self.cut, self.label_names = model, cut, model.label_names
+
+    def features(self, batch: tuple) -> Tensor:
+        "As of the whole model."
+        inputs, kept = batch
+        with self.cut.resumed(self.model, kept): return self.model.features(inputs)
+
+    def forward(self, batch: tuple) -> Tensor: return self.model.head(self.features(batch))
+
+    def agrees(self, split: Split, folder: Path, rounding: float = 0.03) -> bool:
+        "Whether a few rows come out as they do of the whole model."
+        rows, device = list(range(min(8, len(split)))), self.model.head.weight.device
+        inputs = to_device(split.inputs[rows], device)
+        with evaluating(self), mixed_precision(self): a, b = self.model.features(inputs), self.features(to_device(FromCut(split.inputs, folder)[rows], device))
+        real = inputs["attention_mask"].bool() if isinstance(inputs, Mapping) and a.ndim > 2 else slice(None)      # nobody reads what stands on padding
+        return _alike(a[real], b[real], rounding)
+
+
+def find_cut(model: TransferModel, split: Split) -> Cut | None:
+    "The place nearest to what learns from which the model can go on as if it had begun at its inputs; none if there is no such place."
+    some = split.select(range(min(8, len(split))))
+    def works(cut):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                keep(model, some, cut, Path(folder))
+                return AboveCut(model, cut).agrees(some, Path(folder), rounding=1e-3)
+            except (RuntimeError, TypeError, ValueError, IndexError): return False        # something below could not do with a stand-in
+    with evaluating(model), mixed_precision(model): cuts = possible_cuts(model, to_device(some.inputs[list(range(len(some)))], model.head.weight.device))
+    return next(filter(works, cuts), None)
+
+# %% ../../nbs/08_transfer.ipynb #68cf6fe1
+def above_what_is_frozen(model: TransferModel, train: Split, validation: Split, cache: bool) -> tuple[nn.Module, Split, Split]:
+    "What is to be iterated, and on what: the head on features, the layers above a cut, or the model as it is."
+    if backbone_is_frozen(model):
+        features = cached_features if cache else extract_features
+        return model.head, features(model, train), features(model, validation)
+    cut = find_cut(model, train) if cache else None
+    if cut is None:
+        if cache: warnings.warn("nothing of the model could be cached: no frozen part comes before all that learns", stacklevel=3)
+        return model, train, validation
+    def kept(split):
+        folder = kept_on_disk(fingerprint_of_features(model, split, cut.name), lambda folder: keep(model, split, cut, folder), partial(AboveCut(model, cut).agrees, split))
+        return Split(FromCut(split.inputs, folder), split.labels)
+    return AboveCut(model, cut), kept(train), kept(validation)
+
 # %% ../../nbs/08_transfer.ipynb #3e1b4ab3
 def default_steps(rows: int, batch_size: int) -> int:
     "At least 100 steps, and at least five epochs."
@@ -560,10 +772,12 @@ def finetune(model: TransferModel,               # changed in place
              batch_size: int = 32,
              augment: Callable | None = None,    # (float images, generator) → images, such as `Affine()`
              seed: int = 0,
+             cache: bool = False,                # keep on the disk what the frozen layers give, for this and later runs, and iterate only what is above them
              **options,                          # passed on to `fit`: epochs, patience, checkpoint, measure_every ...
             ) -> Result:
     "Adapt a pretrained model to a task; the weights kept are the best on the validation split."
     check_task(model, task)
+    if cache and augment: raise ValueError("augmentation makes other images in every epoch, and what is cached stays the same: give augment or cache, not both")
     strategy = strategy or FullFineTuning()
     start = time.perf_counter()
     model.to(best_device())                 # the frozen part too, which `fit` may never see
@@ -571,8 +785,7 @@ def finetune(model: TransferModel,               # changed in place
     optimizer = strategy.optimizer(model)
     learner, train, validation = model, encoded(model, task.train), encoded(model, task.validation)
     objective, train = strategy.objective(model, train)
-    if backbone_is_frozen(model) and not augment:
-        learner, train, validation = model.head, extract_features(model, train), extract_features(model, validation)
+    if not augment: learner, train, validation = above_what_is_frozen(model, train, validation, cache)
     if steps is None and "epochs" not in options: steps = default_steps(len(train), batch_size)
     history = fit(learner, train, validation, steps=steps, batch_size=batch_size, optimizer=optimizer, augment=augment, seed=seed,
                   description=strategy.name, **{"measure": measure_of(task), "objective": objective} | options)
