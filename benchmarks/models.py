@@ -1,5 +1,6 @@
 """The networks that are timed. Their weights are random: a step takes as long as with pretrained ones."""
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +17,36 @@ def glyph_cnn(label_names=tuple("0123456789")) -> TransferModel:
     return TransferModel(Backbone("glyph-cnn", backbone, backbone.width, prepare, True, lr=3e-4), list(label_names))
 
 
-def on_digits() -> tuple[nn.Module, Callable[[], Tensor]]:
-    "The network of the course on 32 images of 8 × 8: a model, and a function that gives its loss."
+@dataclass
+class Step:
+    "A batch, and a network in two parts."
+    body: nn.Module | Callable[[Tensor], Tensor]      # inputs → (n, d) features
+    head: nn.Module
+    inputs: Tensor
+    labels: Tensor
+    weights: list[nn.Parameter]                       # of both parts
+
+    def features(self) -> Tensor: return self.body(self.inputs)
+    def loss(self, features: Tensor) -> Tensor: return F.cross_entropy(self.head(features), self.labels)
+
+
+def on_digits() -> Step:
+    "The network of the course on 32 images of 8 × 8."
     model = glyph_cnn().train()
-    images, labels = torch.rand(32, 1, 8, 8), torch.randint(10, (32,))
-    return model, lambda: F.cross_entropy(model(images), labels)
+    return Step(model.features, model.head, torch.rand(32, 1, 8, 8), torch.randint(10, (32,)), list(model.parameters()))
 
 
-def resnet18() -> tuple[nn.Module, Callable[[], Tensor]]:
+def resnet18() -> Step:
     "torchvision's ResNet-18 on 16 images of 64 × 64."
     import torchvision
-    model = torchvision.models.resnet18(num_classes=10)
-    images, labels = torch.rand(16, 3, 64, 64), torch.randint(10, (16,))
-    return model, lambda: F.cross_entropy(model(images), labels)
+    body, head = torchvision.models.resnet18(), nn.Linear(512, 10)
+    body.fc = nn.Identity()
+    return Step(body, head, torch.rand(16, 3, 64, 64), torch.randint(10, (16,)), [*body.parameters(), *head.parameters()])
 
 
-def minilm() -> tuple[nn.Module, Callable[[], Tensor]]:
-    "A BERT of the size of all-MiniLM-L6-v2, 22.7 million weights, on 16 sequences of 32 tokens."
+def minilm() -> Step:
+    "A BERT of the size of all-MiniLM-L6-v2, 22.7 million weights, on 32 sequences of 64 tokens."
     from transformers import BertConfig, BertModel
-    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    model = BertModel(config)
-    head = nn.Linear(384, 2)
-    tokens, labels = torch.randint(1000, 30000, (16, 32)), torch.randint(2, (16,))
-    return model, lambda: F.cross_entropy(head(model(tokens).last_hidden_state.mean(1)), labels)
+    model, head = BertModel(BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536), add_pooling_layer=False), nn.Linear(384, 2)
+    tokens, labels = torch.randint(1000, 30000, (32, 64)), torch.randint(2, (32,))
+    return Step(lambda tokens: model(tokens).last_hidden_state.mean(1), head, tokens, labels, [*model.parameters(), *head.parameters()])
