@@ -19,11 +19,11 @@ from .strategies import ElasticWeights, letters, reader
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"forgetting.json"
 SHOTS, STEPS, LR, SEEDS = 5, 200, 1e-3, range(5)
-LINES = {"L2-SP": [L2SP(k, lr=LR) for k in (10.0, 30.0, 100.0, 300.0, 1000.0)], "group norm": [GroupSP(k, lr=LR) for k in (0.05, 0.1, 0.2, 0.4, 0.7)],
-         "L1-SP": [L1SP(k, lr=LR) for k in (0.05, 0.1, 0.2, 0.4, 0.7)], "function space": [FunctionSP(k, lr=LR) for k in (1.0, 3.0, 10.0, 30.0, 100.0)],
-         "EWC": [ElasticWeights(k, lr=LR) for k in (10.0, 30.0, 100.0, 300.0, 1000.0)],
-         "smaller learning rate": [FullFineTuning(lr=lr) for lr in (1e-3, 5e-4, 2e-4, 1e-4, 3e-5)],
-         "stopped early": [15, 30, 60, 100, 200], "weights averaged": [0.2, 0.4, 0.6, 0.8, 1.0]}
+LINES = {"L2-SP": [L2SP(k, lr=LR) for k in (10.0, 50.0, 250.0, 1000.0)], "group norm": [GroupSP(k, lr=LR) for k in (0.05, 0.15, 0.3, 0.6)],
+         "L1-SP": [L1SP(k, lr=LR) for k in (0.05, 0.15, 0.3, 0.6)], "function space": [FunctionSP(k, lr=LR) for k in (1.0, 5.0, 25.0, 100.0)],
+         "EWC": [ElasticWeights(k, lr=LR) for k in (10.0, 50.0, 250.0, 1000.0)],
+         "smaller learning rate": [FullFineTuning(lr=lr) for lr in (1e-3, 3e-4, 1e-4, 3e-5)],
+         "stopped early": [15, 40, 80, 200], "weights averaged": [0.25, 0.5, 0.75, 1.0]}
 
 
 def run(line: str, setting, seed: int) -> tuple[float, float]:
