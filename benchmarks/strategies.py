@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import nn
 
 from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PartialFreezing
+from ftlearn.adaptation.low_rank import LoRA
 from ftlearn.adaptation.proximal import EWC, FunctionSP, GroupSP, L1SP, L2SP, fisher
 from ftlearn.core import atomic_write, in_parallel
 from ftlearn.data import load_task
@@ -72,7 +73,8 @@ METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
     "group norm": lambda data: grid(GroupSP, data, "strength", (0.1, 0.3)),
     "L1-SP": lambda data: grid(L1SP, data, "strength", (0.1, 0.3)),
     "function space": lambda data: grid(FunctionSP, data, "strength", (1.0, 10.0)),
-    "EWC": lambda data: [ElasticWeights(round(share / (lr * data.steps), 2), lr=lr) for lr in data.lrs for share in (0.5, 5)]}
+    "EWC": lambda data: [ElasticWeights(round(share / (lr * data.steps), 2), lr=lr) for lr in data.lrs for share in (0.5, 5)],
+    "LoRA": lambda data: [LoRA(lr=round(5 * lr, 6), rank=rank) for lr in data.lrs for rank in (4, 16)]}
 ONLY = {"EWC": ("digits",)}          # it needs rows of the source task
 
 
