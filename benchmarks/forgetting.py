@@ -23,14 +23,14 @@ LINES = {"L2-SP": [L2SP(k, lr=LR) for k in (10.0, 50.0, 250.0, 1000.0)], "group 
          "L1-SP": [L1SP(k, lr=LR) for k in (0.05, 0.15, 0.3, 0.6)], "function space": [FunctionSP(k, lr=LR) for k in (1.0, 5.0, 25.0, 100.0)],
          "EWC": [ElasticWeights(k, lr=LR) for k in (10.0, 50.0, 250.0, 1000.0)],
          "smaller learning rate": [FullFineTuning(lr=lr) for lr in (1e-3, 3e-4, 1e-4, 3e-5)],
-         "stopped early": [15, 40, 80, 200], "weights averaged": [0.25, 0.5, 0.75, 1.0]}
+         "fewer steps": [15, 40, 80, 200], "weights averaged": [0.25, 0.5, 0.75, 1.0]}
 
 
 def run(line: str, setting, seed: int) -> tuple[float, float]:
     "Accuracy on digits and on letters, in %. The weights are the last ones, not the best: what is measured here is the pull."
     few = load_task("digits").few_shot(SHOTS, seed)
-    model, steps = TransferModel.from_pretrained("glyph-cnn", few, seed=seed), setting if line == "stopped early" else STEPS
-    strategy = FullFineTuning(lr=LR) if line in ("stopped early", "weights averaged") else setting
+    model, steps = TransferModel.from_pretrained("glyph-cnn", few, seed=seed), setting if line == "fewer steps" else STEPS
+    strategy = FullFineTuning(lr=LR) if line in ("fewer steps", "weights averaged") else setting
     finetune(model, few, strategy, steps=steps, measure_every=steps, seed=seed)
     if line == "weights averaged":
         before = TransferModel.from_pretrained("glyph-cnn", few, seed=seed)
