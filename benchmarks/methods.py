@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PartialFreezing
@@ -126,7 +125,7 @@ def setfit(study: Study, few: Task, lr: None, steps: int, seed: int, split: str)
     with tempfile.TemporaryDirectory() as folder, torch.autocast("cpu", torch.bfloat16):
         arguments = TrainingArguments(output_dir=folder, num_epochs=1, max_steps=-1 if len(few.train) < 100 else SETFIT_STEPS, seed=seed, report_to="none")
         Trainer(model, arguments, train_dataset=rows).train()
-    return 100 * float((np.array(model.predict(list(few.test.inputs))) == few.test.labels.numpy()).mean())
+    return 100 * float((model.predict(list(few.test.inputs), as_numpy=True) == few.test.labels.numpy()).mean())
 
 
 def of_backbone(factor: float) -> Callable[[Study], tuple]:

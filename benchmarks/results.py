@@ -2,7 +2,7 @@
 
     FTLEARN_DATA=... python -m benchmarks.results [rotten_tomatoes] [fashion_mnist/full] ... [--minutes 4]
 
-Two hours on two cores. The learning rate of each method is chosen from three by the validation split of a practice draw, which is
+All of it takes three or four hours on two cores (estimated from a part). The learning rate of each method is chosen from three by the validation split of a practice draw, which is
 not measured. Every number goes to nbs/results/ as soon as it is there, and what is there is not measured again, so the work can be done
 in parts. SetFit takes part where it is installed (`pip install setfit`)."""
 import argparse
@@ -59,7 +59,7 @@ def main() -> None:
     points = [(name, method, shots) for name, budget, beginning in chosen for shots in STUDIES[name].steps for method in METHODS
               if name in METHODS[method].studies and budget in ("", str(shots)) and method.startswith(beginning)]
     found, until = {name: stored(STUDIES[name]) for name in STUDIES}, time.monotonic() + 60 * options.minutes
-    while time.monotonic() < until and (calls := list(islice(incomplete(points, found), os.cpu_count()))):
+    while time.monotonic() < until and (calls := list(islice(incomplete(points, found), 2 * os.cpu_count()))):
         start = time.monotonic()
         for (point, (study, method, shots, lr, seed, split)), value in zip(calls, in_parallel(score, [call for _, call in calls])):
             if split == "test": point["test"][str(seed)] = value
