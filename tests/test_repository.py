@@ -68,7 +68,8 @@ def test_quarto_and_sphinx_read_the_same_settings():
 
 def test_sidebar_lists_every_notebook_once_in_order():
     listed = [name for _, name in site.order(site.settings()["website"]["sidebar"]["contents"])]
-    assert listed == ["index.ipynb", *(path.name for path in NOTEBOOKS if number(path) is not None)]
+    apart = [path.name for path in NOTEBOOKS if number(path) is None and path.stem != "index"]
+    assert listed == ["index.ipynb", *(path.name for path in NOTEBOOKS if number(path) is not None), *apart]
 
 
 def test_constraints_pin_every_requirement():

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from tools.notebooks import NBS, PARTS, ROOT, lessons, number
+from tools.notebooks import APART, NBS, PARTS, ROOT, lessons, number
 
 NBDEV = """
 from nbdev.doclinks import nbdev_export
@@ -24,11 +24,13 @@ refresh_quarto_yml()
 
 
 def sidebar(folder=NBS):
-    "The sidebar: the index, then the notebooks that exist, under the part of the course they belong to"
+    "The sidebar: the index, then the notebooks that exist, under the part of the course they belong to; those without a number last"
     names = {number(path): path.name for path in lessons(folder)}
     parts = {part: [names[n] for n in numbers if n in names] for part, numbers in PARTS.items()}
     sections = [{"section": part, "contents": contents} for part, contents in parts.items() if contents]
     index = [path.name for path in lessons(folder) if path.stem == "index"]
+    apart = [path.name for path in lessons(folder) if number(path) is None and path.stem != "index"]
+    sections += [{"section": APART, "contents": apart}] if apart else []
     text = yaml.safe_dump({"website": {"sidebar": {"contents": index + sections}}}, sort_keys=False)
     return "# Written by `make export` from the numbers of the notebooks\n" + text
 

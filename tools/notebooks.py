@@ -16,6 +16,7 @@ PARTS = {
     "How much to change": range(12, 15),
     "Practice": range(15, 19),
 }
+APART = "Measured on public data"   # what has no number stands beside the course: it is no lesson
 
 # Kernels that a tool starts print no progress bars, do not say that they have no widgets to draw them with, and a closing
 # `nbdev_export()` cell does nothing in them.
