@@ -2,9 +2,9 @@
 
     FTLEARN_DATA=... python -m benchmarks.results [rotten_tomatoes] [fashion_mnist/full] ... [--minutes 4]
 
-All of it takes three or four hours on two cores (estimated from a part). The learning rate of each method is chosen from three by the validation split of a practice draw, which is
-not measured. Every number goes to nbs/results/ as soon as it is there, and what is there is not measured again, so the work can be done
-in parts. SetFit takes part where it is installed (`pip install setfit`)."""
+All of it takes three or four hours on two cores, estimated from a part. The learning rate of each method is chosen from three by the
+validation split of a practice draw, which is not measured. Numbers go to nbs/results/ a few at a time, and what is there is not
+measured again, so the work can be done in parts. SetFit takes part where it is installed (`pip install setfit`)."""
 import argparse
 import importlib.metadata
 import importlib.util
