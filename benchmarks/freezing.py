@@ -7,26 +7,25 @@ import argparse
 import json
 import re
 import time
-from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ftlearn.adaptation.freezing import PartialFreezing
 from ftlearn.core import atomic_write, generator, in_parallel
 from ftlearn.data import HELD_OUT_FONTS, MARK, Rows, Split, Task, _words_and_tags, _write, docstrings, fonts, has_letter, load_task, prose
-from ftlearn.pretraining.images import glyph_cnn
-from ftlearn.training import adamw, encoded, evaluate, tagging_scores
-from ftlearn.transfer.model import FullFineTuning, LinearProbe, TransferModel, finetune, measure_of, read_weights
+from ftlearn.training import encoded, evaluate
+from ftlearn.transfer.model import FullFineTuning, LinearProbe, TransferModel, finetune, measure_of
+
+from .parts import PRACTICE
+from .strategies import letters, reader
 
 import torchvision.transforms.functional as V      # last: ftlearn.core must have mended torchvision, where it does not fit its torch
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"freezing.json"
 LRS = (3e-4, 1e-3, 3e-3)
-PRACTICE = 100                                  # learning rates are chosen on a draw that is not measured, for each budget, by validation
 ALL = "all"
 BUDGETS = {"digits": (1, 2, 5, 10, 30, ALL), "letters": (1, 2, 5, 10, 30), "docs-entities": (20, 80, 320)}
 SEEDS = range(5)
@@ -53,7 +52,7 @@ def target(name: str) -> Task: return near_letters() if name == "letters" else l
 def near_letters() -> Task:
     "Letters that the network was pretrained on, in fonts that it has never seen."
     unseen = [fonts()[name] for names in HELD_OUT_FONTS.values() for name in names]
-    known = [letter for letter in source().label_names if sum(has_letter(font)(letter) for font in unseen) >= 4]
+    known = [letter for letter in letters().label_names if sum(has_letter(font)(letter) for font in unseen) >= 4]
     chosen = known[::len(known) // NEAR_LETTERS][:NEAR_LETTERS]
     def split(part, n): return _write(chosen, unseen, n, generator(0, f"near letters {part}"))
     return Task("letters", split("train", 4000), split("validation", 400), split("test", 1000), chosen)
@@ -107,15 +106,9 @@ def quality(name: str, budget, strategy) -> tuple[float, float]:
 def score(measured: dict) -> float: return round(100 * measured.get("f1", measured.get("accuracy")), 2)
 
 
-def source_accuracy(backbone: nn.Module, prepare: nn.Module) -> float:
+def source_accuracy(model: TransferModel) -> float:
     "How well the source's own head still reads letters from the features, in %."
-    head = nn.Linear(backbone.width, len(source().label_names))
-    head.load_state_dict(read_weights(glyph_cnn()/"head.safetensors"))
-    return score(evaluate(nn.Sequential(prepare, backbone, head).eval(), source().test))
-
-
-@cache
-def source() -> Task: return load_task("glyphs", n=1)
+    return score(evaluate(reader(model.backbone, model.prepare), letters().test))
 
 
 def run(name: str, budget, strategy, seed: int) -> dict[str, float]:
@@ -123,7 +116,7 @@ def run(name: str, budget, strategy, seed: int) -> dict[str, float]:
     result, seconds = adapted(name, budget, strategy, seed)
     found = {"test": score(result.test), "seconds": round(seconds, 2)}
     found |= {kind: score(measure_of(result.task)(result.model, split)) for kind, split in shifts(name).items()}
-    return found | ({"source": source_accuracy(result.model.backbone, result.model.prepare)} if BACKBONES[name] == "glyph-cnn" else {})
+    return found | ({"source": source_accuracy(result.model)} if BACKBONES[name] == "glyph-cnn" else {})
 
 
 def memory(name: str, strategy) -> float:
@@ -164,7 +157,7 @@ def main(minutes: float) -> None:
         with atomic_write(TABLE) as file: file.write_text(json.dumps(table, indent=1) + "\n")
     if not table["untouched"]:
         model = TransferModel.from_pretrained("glyph-cnn", target("digits"))
-        table["untouched"] = {"source": source_accuracy(model.backbone, model.prepare)}
+        table["untouched"] = {"source": source_accuracy(model)}
         table["memory"] = {name: {method: memory(name, METHODS[method][0]) for method in METHODS} for name in ("digits", "docs-entities")}
         write()
     end = time.monotonic() + 60 * minutes

@@ -5,14 +5,10 @@
 Forty minutes on two cores. Each strategy has as many settings to choose from as every other, and they are compared on the validation
 split of a practice draw, which is not measured. On digits it is also measured how well letters are still read. Every number goes to
 nbs/results/strategies.json as soon as it is there, and what is there is not measured again, so the work can be done in parts."""
-import argparse
 import json
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 from torch import nn
@@ -20,7 +16,7 @@ from torch import nn
 from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PartialFreezing
 from ftlearn.adaptation.low_rank import LoRA
 from ftlearn.adaptation.proximal import EWC, FunctionSP, GroupSP, L1SP, L2SP, fisher
-from ftlearn.core import atomic_write, in_parallel
+from ftlearn.core import atomic_write
 from ftlearn.data import load_task
 from ftlearn.pretraining.images import glyph_cnn
 from ftlearn.pretraining.masked_lm import look_up
@@ -29,8 +25,9 @@ from ftlearn.transfer.images import pixel_baseline
 from ftlearn.transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel, finetune, read_weights
 from ftlearn.transfer.text import bag_of_words
 
+from .parts import measure, wanted
+
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"strategies.json"
-PRACTICE = 100                        # the draw that settings are chosen on
 
 
 @dataclass(frozen=True)
@@ -116,37 +113,15 @@ def run(task: str, shots: int, method: str, strategy: Strategy | None, seed: int
     return found
 
 
-def missing(point: dict, candidates: list[Strategy], draws: int) -> list[tuple]:
-    "The settings not tried yet; when all have been, the draws not measured yet: (setting, draw, split)."
-    untried = [(strategy, PRACTICE, "validation") for strategy in candidates if str(strategy) not in point["tried"]]
-    def quality(strategy): return point["tried"][str(strategy)]["score"], -point["tried"][str(strategy)]["loss"]
-    best = max(candidates, key=quality) if candidates and not untried else None
-    return untried or [(best, seed, "test") for seed in range(draws) if str(seed) not in point["test"]]
-
-
-def incomplete(points, found: dict):
-    "All that is missing, with where it belongs."
-    for task, shots, method in points:
-        point = found.setdefault(task, {}).setdefault(str(shots), {}).setdefault(method, {"tried": {}, "test": {}})
-        for call in missing(point, METHODS[method](DATA[task]) if method in METHODS else [], DATA[task].draws): yield point, (task, shots, method, *call)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what is missing in the table of strategies.")
-    parser.add_argument("what", nargs="*", default=list(DATA), help="a task, or task/labels/beginning of a strategy's name (default: all)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
-    options = parser.parse_args()
-    chosen = [(what + "//").split("/")[:3] for what in options.what]
-    points = [(task, shots, method) for task, budget, start in chosen for shots in DATA[task].shots if budget in ("", str(shots))
-              for method in ("baseline", *METHODS) if method.startswith(start) and task in ONLY.get(method, DATA)]
-    found, until = json.loads(TABLE.read_text())["scores"] if TABLE.exists() else {}, time.monotonic() + 60 * options.minutes
-    while time.monotonic() < until and (calls := list(islice(incomplete(points, found), 2 * os.cpu_count()))):
-        start = time.monotonic()
-        for (point, (task, shots, method, strategy, seed, split)), value in zip(calls, in_parallel(run, [call for _, call in calls])):
-            point["test" if split == "test" else "tried"][str(seed if split == "test" else strategy)] = value
-            print(f"{task}, {shots} labels, {strategy or method}, draw {seed}: {value} ({time.monotonic() - start:.0f} s)", flush=True)
-        about = {"command": "python -m benchmarks.strategies", "unit": "accuracy, or F1 of names, in %"}
+    chosen, minutes = wanted("Measure what is missing in the table of strategies.", DATA)
+    found = json.loads(TABLE.read_text())["scores"] if TABLE.exists() else {}
+    points = [((task, shots, method), METHODS[method](DATA[task]) if method in METHODS else [], range(DATA[task].draws)) for task, budget, beginning in chosen for shots in DATA[task].shots
+              if budget in ("", str(shots)) for method in ("baseline", *METHODS) if method.startswith(beginning) and task in ONLY.get(method, DATA)]
+    about = {"command": "python -m benchmarks.strategies", "unit": "accuracy, or F1 of names, in %"}
+    def save(tasks):
         with atomic_write(TABLE) as file: file.write_text(json.dumps(about | {"scores": found}, indent=1) + "\n")
+    measure(run, points, found, save, minutes, quality=lambda value: (value["score"], -value["loss"]))
 
 
 if __name__ == "__main__":

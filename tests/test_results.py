@@ -2,7 +2,7 @@
 import pytest
 
 from benchmarks.methods import METHODS, STUDIES, Study, score
-from benchmarks.results import PRACTICE, SEEDS, missing
+from benchmarks.parts import PRACTICE, SEEDS, missing
 
 
 def test_the_rate_is_chosen_before_any_draw_is_measured():
