@@ -1,4 +1,6 @@
 """What several tests share: a cache of their own, and a task and a network that are tiny."""
+import math
+
 import pytest
 import torch
 from hypothesis import settings
@@ -53,3 +55,13 @@ def snapshot(module):
 def changed(before, module):
     "The names of the weights and buffers that are not bitwise what they were"
     return [name for name, value in module.state_dict().items() if not torch.equal(before[name], value)]
+
+
+def improving(start, stop=math.inf):
+    "A measurement that is better every time, so that the last weights are kept, until the run is interrupted at look `stop`"
+    looks = iter(range(start, 1000))
+    def measure(model, split):
+        look = next(looks)
+        if look == stop: raise KeyboardInterrupt
+        return {"loss": 1 / (1 + look)}
+    return measure

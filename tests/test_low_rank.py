@@ -13,7 +13,7 @@ from ftlearn.training import predict
 from ftlearn.transfer import model as transfer
 from ftlearn.transfer.model import Backbone, FullFineTuning, LinearProbe, TransferModel, feature_width, finetune, remove_head
 
-from conftest import changed, snapshot, tiny_backbone
+from conftest import changed, improving, snapshot, tiny_backbone
 from test_language import ARCHITECTURES, checkpoints, tagged, texts        # fixtures
 
 QUICK = dict(steps=4, batch_size=8)
@@ -242,13 +242,6 @@ def test_the_best_weights_are_kept(make_model, task):
 
 def test_a_resumed_run_is_the_same(make_model, task, tmp_path):
     "Guards against factors that are made anew, or left out of the checkpoint."
-    def improving(start, stop=math.inf):
-        looks = iter(range(start, 1000))
-        def measure(model, split):
-            look = next(looks)
-            if look == stop: raise KeyboardInterrupt
-            return {"loss": 1 / (1 + look)}
-        return measure
     options = dict(strategy=FAST, steps=6, batch_size=8, measure_every=1)
     whole, interrupted, resumed = make_model(), make_model(), make_model()
     finetune(whole, task, measure=improving(0), **options)

@@ -19,7 +19,7 @@ from ftlearn.adaptation.proximal import (EWC, L1SP, L2SP, FunctionSP, GroupSP, P
 from ftlearn.training import adamw, warmup_cosine
 from ftlearn.transfer.model import FullFineTuning, finetune
 
-from conftest import changed, snapshot
+from conftest import changed, improving, snapshot
 
 OPTIMIZERS = {"SGD": lambda groups: torch.optim.SGD(groups, lr=0.05), "momentum": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9),
               "Adam": lambda groups: torch.optim.Adam(groups, lr=0.05), "AdamW": lambda groups: adamw(groups, lr=0.05),
@@ -470,14 +470,6 @@ def test_a_second_run_has_one_pull(make_model, task):
 def test_a_resumed_fine_tuning_is_the_same(make_model, task, tmp_path):
     "Guards against a resumed run that is pulled to where it was interrupted."
     path = tmp_path / "run.pt"
-    def improving(start, stop=math.inf):
-        "A measurement that is better every time, so that the last weights are kept, until the run is interrupted"
-        looks = iter(range(start, 1000))
-        def measure(model, split):
-            look = next(looks)
-            if look == stop: raise KeyboardInterrupt
-            return {"loss": 1 / (1 + look)}
-        return measure
     options = dict(strategy=L2SP(strength=100.0, lr=1e-2), steps=6, batch_size=8, measure_every=1)
     whole, interrupted, resumed = make_model(), make_model(), make_model()
     finetune(whole, task, measure=improving(0), **options)
@@ -527,6 +519,17 @@ def test_the_functions_distance_is_that_of_the_features(make_model, task):
     assert not model.head._forward_pre_hooks
 
 
+def test_a_module_of_the_backbone_may_be_called_head(make_model, task):
+    "Guards against the features of the wrong place: torchvision's Swin has a `head` of its own."
+    model = make_model()
+    model.backbone.head = nn.Identity()
+    plain = model.backbone.forward
+    model.backbone.forward = lambda images: plain(model.backbone.head(images))
+    objective, rows = FunctionSP(6.0).objective(model.eval(), task.train)
+    inputs, target = rows.__getitems__([3, 0, 7])
+    assert torch.allclose(objective(model, inputs, target), F.cross_entropy(model(inputs), target[0]), atol=1e-5)
+
+
 def test_no_strength_in_function_space_is_full_fine_tuning(make_model, task):
     "Guards against a loss that differs by more than the distance."
     plain, pulled, held = make_model(), make_model(), make_model()
@@ -551,7 +554,7 @@ def test_words_are_pulled_one_by_one():
         def forward(self, inputs): return self.head(inputs)
     model = Model()
     inputs, target = rows.__getitems__([0, 1])
-    loss = _with_distance(model, inputs, target, 2.0)
+    loss = _with_distance(model, inputs, target, model.head, 2.0)
     known = words[[0, 0, 1], [0, 2, 0]]
     expected = F.cross_entropy(model.head(known), torch.tensor([0, 1, 1])) + 2.0 / 2 * (2 * 4) / (3 * 4)      # two of three words are one away in all four numbers
     assert torch.allclose(loss, expected, atol=1e-6)

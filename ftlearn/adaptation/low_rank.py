@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import warnings
 from collections import Counter
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .freezing import let_learn
+from .proximal import check_made_for, fingerprint_of
 from ..core import atomic_files, unknown
 from ..training import evaluating
 from ..transfer.model import SMALL, Strategy, TextEncoder, TextPreprocess, TransferModel, read_weights
@@ -148,9 +147,7 @@ def load_adapter(model: TransferModel,     # a fresh one, with the backbone and 
     from peft import LoraConfig, set_peft_model_state_dict
     file = Path(folder).expanduser()/"adapter_model.safetensors"
     weights = {name.removeprefix(PREFIX): value for name, value in read_weights(file).items()}
-    with safe_open(file, "pt") as opened: made_for = opened.metadata() or {}
-    for what, ours in _made_for(model).items():
-        if made_for.get(what) != ours: raise ValueError(f"the adapter in {str(folder)!r} was made for other {what}" + (f": {made_for.get(what)}, not {ours}" if what == "labels" else " than this model's"))
+    check_made_for(file, _made_for(model), f"the adapter in {str(folder)!r}")
     inner, head = named_for_peft(model)
     config = LoraConfig.from_pretrained(str(file.parent))
     config.modules_to_save = None                       # the head is not of the backbone
@@ -170,10 +167,8 @@ def _head_scale(model: TransferModel) -> float:
 
 def _made_for(model: TransferModel) -> dict[str, str]:
     "The labels, and a fingerprint of the weights that are frozen: on others the same factors would be another model, and nothing would complain."
-    digest = hashlib.sha256()
-    for name, value in model.backbone.state_dict().items():
-        if ".lora_" not in name: digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
-    return {"labels": json.dumps(model.label_names), "backbone weights": digest.hexdigest()}
+    frozen = (value for name, value in model.backbone.state_dict().items() if ".lora_" not in name)
+    return {"labels": json.dumps(model.label_names), "backbone weights": fingerprint_of(frozen)}
 
 # %% ../../nbs/14_low_rank.ipynb #05bd7564
 @torch.no_grad()

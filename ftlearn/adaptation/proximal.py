@@ -27,7 +27,8 @@ from ..transfer.model import FullFineTuning, TransferModel, extract_features, re
 
 # %% auto #0
 __all__ = ['l2sp_penalty', 'prox_squared', 'prox_norm', 'prox_l1', 'ProximalPull', 'fingerprint_of', 'Pulled', 'L2SP', 'GroupSP',
-           'L1SP', 'FunctionSP', 'WithSource', 'layer_movement', 'save_difference', 'load_difference', 'EWC', 'fisher']
+           'L1SP', 'FunctionSP', 'WithSource', 'layer_movement', 'save_difference', 'load_difference', 'check_made_for',
+           'EWC', 'fisher']
 
 # %% ../../nbs/13_proximal.ipynb #4f2c89f9
 def l2sp_penalty(weights: Iterable[Tensor], source: Iterable[Tensor], strength: float) -> Tensor:
@@ -186,7 +187,7 @@ class FunctionSP(FullFineTuning):
     strength: float = 1.0        # λ
 
     def objective(self, model, train):
-        return partial(_with_distance, strength=self.strength), WithSource.of(model, train)
+        return partial(_with_distance, head=model.head, strength=self.strength), WithSource.of(model, train)
 
 
 @dataclass
@@ -204,11 +205,11 @@ class WithSource(Split):
         return cls(split.inputs, split.labels, [features for features, _ in at_labels(model, split, output=model.features)])
 
 
-def _with_distance(model: nn.Module, inputs, target: tuple[Tensor, Tensor], strength: float) -> Tensor:
-    "Cross-entropy, and the distance of the features that the head is given from those of the source."
+def _with_distance(model: nn.Module, inputs, target: tuple[Tensor, Tensor], head: nn.Module, strength: float) -> Tensor:
+    "Cross-entropy, and the distance of the features that the model's head is given from those of the source. The model may be wrapped."
     labels, source = target
     given: list[Tensor] = []
-    handle = next(m for name, m in model.named_modules() if name.split(".")[-1] == "head").register_forward_pre_hook(lambda head, args: given.append(args[0]))
+    handle = head.register_forward_pre_hook(lambda head, args: given.append(args[0]))
     try: loss = classification(model, inputs, labels)
     finally: handle.remove()
     features = given[0] if labels.ndim == 1 else given[0][labels >= 0]
@@ -241,9 +242,7 @@ def load_difference(model: TransferModel,      # fresh: the source with a new he
                     path: str | Path) -> TransferModel:
     "The fine-tuned model, bit by bit, out of its source and a file of `save_difference`."
     stored = read_weights(path)
-    with safe_open(path, "pt") as file: made_for = file.metadata() or {}
-    for what, ours in _made_for(model, model.label_names).items():
-        if made_for.get(what) != ours: raise ValueError(f"{str(path)!r} was made for other {what} than this model's: {made_for.get(what)}, not {ours}")
+    check_made_for(path, _made_for(model, model.label_names), repr(str(path)))
     model.head.load_state_dict({name: stored[f"head.{name}"] for name in model.head.state_dict()})
     for name, value in model.backbone.state_dict().items():
         if f"values.{name}" in stored: value.view(-1)[stored[f"positions.{name}"].long().to(value.device)] = stored[f"values.{name}"].to(value.device)
@@ -253,6 +252,15 @@ def load_difference(model: TransferModel,      # fresh: the source with a new he
 def _made_for(source: TransferModel, labels: list[str]) -> dict[str, str]:
     "What a difference fits: the labels, and the source's weights by their fingerprint."
     return {"labels": json.dumps(labels), "source weights": fingerprint_of(source.backbone.state_dict().values())}
+
+
+def check_made_for(path: str | Path,           # a .safetensors file whose metadata say what it fits
+                   ours: dict[str, str],       # the same of the model at hand
+                   what: str) -> None:         # the file, in words
+    "Raise where a file was made for another model than the one at hand: it would give a wrong one, and nothing would complain."
+    with safe_open(path, "pt") as file: made_for = file.metadata() or {}
+    for name, value in ours.items():
+        if made_for.get(name) != value: raise ValueError(f"{what} was made for other {name} than this model's" + (f": {made_for.get(name)}, not {value}" if name == "labels" else ""))
 
 # %% ../../nbs/13_proximal.ipynb #5596bfdf
 @dataclass
