@@ -14,8 +14,8 @@ from scipy.optimize import minimize
 from torch import nn
 
 from ftlearn.adaptation.freezing import LinearProbe
-from ftlearn.adaptation.proximal import (EWC, L1SP, L2SP, FunctionSP, GroupSP, ProximalPull, WithSource, fisher, l2sp_penalty, layer_movement,
-                                         load_difference, prox_l1, prox_norm, prox_squared, save_difference, _with_distance)
+from ftlearn.adaptation.proximal import (AT_ONCE, EWC, L1SP, L2SP, PIECE, FunctionSP, GroupSP, ProximalPull, WithSource, bundles, fisher, l2sp_penalty,
+                                         layer_movement, load_difference, prox_l1, prox_norm, prox_squared, save_difference, _with_distance)
 from ftlearn.training import adamw, warmup_cosine
 from ftlearn.transfer.model import FullFineTuning, finetune
 
@@ -119,15 +119,58 @@ def test_a_result_can_be_written_over_the_proposal(values, strength):
         assert torch.equal(mine, expected)
 
 
-def test_operators_that_work_by_pieces_see_the_whole():
-    "Guards against a norm of each piece, and against pieces of a tensor that does not lie in one piece."
+def many(dtype=torch.float32):
+    "Proposals and sources of many shapes: larger than a bundle, tiny, empty, a single number, and not in one piece of memory."
     rng = torch.Generator().manual_seed(0)
-    p, s = (torch.randn(300, 400, generator=rng) for _ in range(2))
-    away = (p - s).square().mean().sqrt()
-    assert torch.allclose(prox_norm(p, s, 0.5), s + (1 - 0.5 / away) * (p - s), atol=1e-5)
-    assert torch.equal(prox_norm(p, s, float(away) * 1.001), s)
-    assert torch.equal(prox_l1(p, s, 0.5), s + F.softshrink(p - s, 0.5))
-    assert torch.allclose(prox_norm(p.T, s.T, 0.5), prox_norm(p, s, 0.5).T, atol=1e-5) and torch.equal(prox_l1(p.T, s.T, 0.5), prox_l1(p, s, 0.5).T)
+    shapes = [(2 * PIECE + 7,), (3, 4), (), (0, 5), (300, 400), (2, 3, 4, 5)]
+    source = [torch.randn(shape, generator=rng).to(dtype) for shape in shapes]
+    source[-1] = source[-1].to(memory_format=torch.channels_last)
+    return [(s + size * torch.randn(s.shape, generator=rng)).to(dtype) for s, size in zip(source, (0.01, 1, 1, 1, 0.1, 0.1))], source
+
+
+@every_operator
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("strength", [0.001, 0.05, 2.0])
+def test_all_at_once_is_one_after_the_other(prox, dtype, strength):
+    "Guards against a norm of each piece, a piece of another tensor, and what lies in memory in another order."
+    proposals, source = many(dtype)
+    expected = [prox(p, s, strength) for p, s in zip(proposals, source)]
+    AT_ONCE[prox](list(bundles(proposals, source)), strength)
+    for found, e, s in zip(proposals, expected, source):
+        assert torch.allclose(found, e, rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-2 if dtype.itemsize == 2 else 1e-5)
+        if prox is not prox_squared: assert torch.equal(found == s, e == s)             # what is sent back is sent back bit by bit
+
+
+def test_bundles_hold_every_number_once_and_no_more_than_fit():
+    "Guards against a piece that is lost, doubled, or copied."
+    proposals, source = many()
+    made = list(bundles(proposals, source))
+    assert sum(b.numbers for b in made) == sum(p.numel() for p in proposals) and max(b.numbers for b in made) <= PIECE and len(made) > 2
+    for b in made:
+        for w in b.weights: w.add_(1)
+    assert all(torch.allclose(p, q + 1) for p, q in zip(proposals, many()[0]))
+
+
+def test_weights_that_get_other_memory_are_still_pulled():
+    "Guards against a pull on the memory that weights had before they were moved."
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    ProximalPull(model.parameters(), 1.0, reference=[torch.zeros_like(w) for w in model.parameters()]).attach(optimizer)
+    for expected in (2, 4):
+        for w in model.parameters(): w.data, w.grad = w.data.clone(), torch.zeros_like(w)
+        optimizer.step()
+        assert torch.allclose(flat(model.parameters()), flat(network().parameters()) / expected)
+
+
+def test_an_operator_of_ones_own():
+    "Guards against a pull that knows only the operators it came with."
+    def halfway(proposal, source, strength, out=None): return torch.lerp(proposal, source, 0.5, out=out)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    ProximalPull(model.parameters(), 1.0, reference=[torch.zeros_like(w) for w in model.parameters()], prox=halfway).attach(optimizer)
+    for w in model.parameters(): w.grad = torch.zeros_like(w)
+    optimizer.step()
+    assert torch.allclose(flat(model.parameters()), flat(network().parameters()) / 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -366,6 +409,7 @@ def test_each_number_has_its_own_strength():
     "Guards against an importance that is ignored, or averaged."
     model = network()
     importance = [torch.rand(w.shape, generator=torch.Generator().manual_seed(i)) for i, w in enumerate(model.parameters())]
+    importance[0][0], importance[0][1] = 0.0, 1e30                       # what may go anywhere, and what must stay
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     zeros = [torch.zeros_like(w) for w in model.parameters()]
     ProximalPull(model.parameters(), 4.0, reference=zeros, importance=importance).attach(optimizer)

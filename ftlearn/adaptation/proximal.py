@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from ..training import at_labels, classification
 from ..transfer.model import FullFineTuning, TransferModel, extract_features, read_weights
 
 # %% auto #0
-__all__ = ['l2sp_penalty', 'prox_squared', 'prox_norm', 'prox_l1', 'ProximalPull', 'fingerprint_of', 'Pulled', 'L2SP', 'GroupSP',
-           'L1SP', 'FunctionSP', 'WithSource', 'layer_movement', 'save_difference', 'load_difference', 'check_made_for',
-           'EWC', 'fisher']
+__all__ = ['PIECE', 'AT_ONCE', 'l2sp_penalty', 'prox_squared', 'prox_norm', 'prox_l1', 'bundles', 'ProximalPull',
+           'fingerprint_of', 'Pulled', 'L2SP', 'GroupSP', 'L1SP', 'FunctionSP', 'WithSource', 'layer_movement',
+           'save_difference', 'load_difference', 'check_made_for', 'EWC', 'fisher']
 
 # %% ../../nbs/13_proximal.ipynb #4f2c89f9
 def l2sp_penalty(weights: Iterable[Tensor], source: Iterable[Tensor], strength: float) -> Tensor:
@@ -50,8 +51,7 @@ def prox_norm(proposal: Tensor, source: Tensor,
               out: Tensor | None = None,
              ) -> Tensor:                     # `source` itself, bit by bit, if the two are no further apart than `strength` in the root mean square
     "argmin_θ ½‖θ − proposal‖² + strength √n ‖θ − source‖ for n numbers: shorten the way from the source (Yuan and Lin 2006, moved to the source)."
-    squares = [torch.linalg.vector_norm(p - s, dtype=torch.promote_types(p.dtype, torch.float32)) ** 2 for p, s in _pieces(proposal, source)]
-    away = math.sqrt(float(sum(squares)) / max(1, proposal.numel()))
+    away = float(torch.linalg.vector_norm(proposal - source, dtype=torch.promote_types(proposal.dtype, torch.float32))) / math.sqrt(max(1, proposal.numel()))
     return torch.lerp(proposal, source, 1.0 if away <= strength else strength / away, out=out)
 
 
@@ -60,15 +60,61 @@ def prox_l1(proposal: Tensor, source: Tensor,
             out: Tensor | None = None,
            ) -> Tensor:                       # where they are no further apart than `strength`: `source` itself, bit by bit
     "argmin_θ ½‖θ − proposal‖² + strength ‖θ − source‖₁: the soft threshold (Tibshirani 1996), moved to the source."
-    out = torch.empty_like(proposal) if out is None else out
-    for p, s, o in _pieces(proposal, source, out): torch.add(s, F.softshrink(p - s, strength), out=o)
-    return out
+    return torch.add(source, F.softshrink(proposal - source, strength), out=out)
+
+# %% ../../nbs/13_proximal.ipynb #56ef7073
+PIECE = 1 << 18              # numbers in a bundle, at most; a processor's cache holds what is computed from them
 
 
-def _pieces(*tensors: Tensor, numbers: int = 1 << 15) -> Iterator[tuple[Tensor, ...]]:
-    "The same parts of several tensors, small enough that what is computed on the way stays in a processor's cache."
-    if tensors[0].device.type != "cpu" or not all(t.is_contiguous() for t in tensors): yield tensors
-    else: yield from zip(*(t.view(-1).split(numbers) for t in tensors))
+@dataclass
+class _Bundle:
+    "Pieces of weights beside those of their sources, and of their compliance, where each number has its own."
+    tensor: list[int] = field(default_factory=list)         # which tensor each piece is from
+    weights: list[Tensor] = field(default_factory=list)
+    source: list[Tensor] = field(default_factory=list)
+    compliance: list[Tensor] = field(default_factory=list)
+    numbers: int = 0
+
+
+def bundles(*tensors: list[Tensor]) -> Iterator[_Bundle]:
+    "Weights, sources and perhaps compliances, cut and put together. What does not lie in one piece of memory is not cut."
+    bundle, limit = _Bundle(), PIECE if tensors[0][0].device.type == "cpu" else 64 * PIECE
+    for k, alike in enumerate(zip(*tensors, strict=True)):
+        whole = not all(t.is_contiguous() for t in alike)
+        for pieces in [alike] if whole else zip(*(t.view(-1).split(limit) for t in alike)):
+            if bundle.tensor and bundle.numbers + pieces[0].numel() > limit:
+                yield bundle
+                bundle = _Bundle()
+            bundle.tensor.append(k)
+            bundle.numbers += pieces[0].numel()
+            for values, piece in zip((bundle.weights, bundle.source, bundle.compliance), pieces): values.append(piece)
+    yield bundle
+
+
+def _squared_at_once(bundles: list[_Bundle], strength: float) -> None:
+    for b in bundles:
+        if not b.compliance: torch._foreach_lerp_(b.weights, b.source, strength / (1 + strength))
+        else:                                                # (s − p) ηλ / (1/F + ηλ)
+            away, resisting = torch._foreach_sub(b.source, b.weights), torch._foreach_add(b.compliance, strength)
+            torch._foreach_addcdiv_(b.weights, away, resisting, value=strength)
+
+
+def _norm_at_once(bundles: list[_Bundle], strength: float) -> None:
+    pieces = [(k, w, s) for b in bundles for k, w, s in zip(b.tensor, b.weights, b.source)]
+    away, squares, numbers = (d.flatten() for b in bundles for d in torch._foreach_sub(b.weights, b.source)), Counter(), Counter()
+    found = torch.stack([torch.dot(d, d) for d in (d.to(torch.promote_types(d.dtype, torch.float32)) for d in away)]).tolist()
+    for (k, w, _), square in zip(pieces, found): squares[k] += square; numbers[k] += w.numel()
+    for k, w, s in pieces:
+        moved = math.sqrt(squares[k] / max(1, numbers[k]))
+        w.lerp_(s, 1.0 if moved <= strength else strength / moved)
+
+
+def _l1_at_once(bundles: list[_Bundle], strength: float) -> None:
+    for b in bundles:
+        for w, s, away in zip(b.weights, b.source, torch._foreach_sub(b.weights, b.source)): torch.add(s, F.softshrink(away, strength), out=w)
+
+
+AT_ONCE = {prox_squared: _squared_at_once, prox_norm: _norm_at_once, prox_l1: _l1_at_once}      # each does in place what its operator says
 
 # %% ../../nbs/13_proximal.ipynb #b2038e43
 class ProximalPull:
@@ -88,13 +134,14 @@ class ProximalPull:
             if [v.shape for v in values] != [w.shape for w in weights]: raise ValueError(f"the {what} does not have the shapes of the weights")
             return [values[i].detach().to(weights[i], copy=True) for i in learning]
         self.source = copies(weights if reference is None else reference, "reference")
-        self.importance = [None] * len(learning) if importance is None else copies(importance, "importance")
+        self.compliance = None if importance is None else [f.reciprocal_() for f in copies(importance, "importance")]      # how easily a number gives way
         self.weights, self.strength, self.prox = [weights[i] for i in learning], strength, prox
 
     def attach(self, optimizer: torch.optim.Optimizer):      # any optimizer that updates all of the weights
         "Pull after every step of `optimizer`; returns a handle whose `remove()` ends it."
         known = {id(w): k for k, w in enumerate(self.weights)}
         self._parts = [[known[id(w)] for w in group["params"] if id(w) in known] for group in optimizer.param_groups]
+        self._bundles: dict[int, tuple[list[int], list[_Bundle]]] = {}
         pulled = sum(map(len, self._parts))
         if pulled < len(known): raise ValueError(f"the optimizer updates only {pulled} of the {len(known)} weights that are to be pulled")
         towards = fingerprint_of(self.source)[:12]
@@ -106,21 +153,25 @@ class ProximalPull:
     def _pull(self, optimizer, *_) -> None:
         "θ ← prox(θ), with η the group's present learning rate."
         self._follow()
-        for group, part in zip(optimizer.param_groups, self._parts):
+        for k, group in enumerate(optimizer.param_groups):
             strength = float(group["lr"]) * self.strength
-            if not part or not strength: continue
-            weights, source, importance = ([values[k] for k in part] for values in (self.weights, self.source, self.importance))
-            if self.prox is prox_squared and importance[0] is None:      # all tensors in one call
-                torch._foreach_lerp_(weights, source, strength / (1 + strength))
-                continue
-            for w, s, f in zip(weights, source, importance): self.prox(w, s, strength if f is None else strength * f, out=w)
+            if not self._parts[k] or not strength: continue
+            if self.prox in AT_ONCE: AT_ONCE[self.prox](self._bundled(k), strength)
+            else:
+                for i in self._parts[k]: self.prox(self.weights[i], self.source[i], strength, out=self.weights[i])
+
+    def _bundled(self, k: int) -> list[_Bundle]:
+        "The weights of a group in bundles, made anew when they have got other memory."
+        part = self._parts[k]
+        where = [self.weights[i].data_ptr() for i in part]
+        if self._bundles.get(k, (None,))[0] != where:
+            self._bundles[k] = where, list(bundles(*([values[i] for i in part] for values in (self.weights, self.source, self.compliance) if values)))
+        return self._bundles[k][1]
 
     def _follow(self) -> None:
         "Move the sources to where the weights are now."
         if self.weights and self.weights[0].device != self.source[0].device:
-            for values in (self.source, self.importance):
-                for k, w in enumerate(self.weights):
-                    if values[k] is not None: values[k] = values[k].to(w.device)
+            for values in (self.source, self.compliance or []): values[:] = [v.to(w.device) for v, w in zip(values, self.weights)]
 
     def distance(self) -> float:
         "‖θ − θˢ‖ over all pulled weights."
