@@ -43,7 +43,7 @@ class Data:
 
 
 DATA = {"digits": Data("glyph-cnn", (2, 5, 10), (1e-3, 3e-3), 100, 10, baseline=pixel_baseline),
-        "docs-entities": Data("docs-encoder", (50, 200), (1e-3, 3e-3), 150, 5, 16, lambda task: look_up(task) / 100),
+        "docs-entities": Data("docs-encoder", (50, 200), (1e-3, 3e-3), 150, 10, 16, lambda task: look_up(task) / 100),
         "reviews": Data("all-MiniLM-L6-v2", (16, 64), (1e-4, 3e-4), 40, 5, 16)}
 
 

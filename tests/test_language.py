@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ftlearn.adaptation.freezing import BiasesAndNorms, OneGroup, PartialFreezing
+from ftlearn.adaptation.proximal import L2SP, GroupSP
 from ftlearn.data import Rows, Split, Task
 from ftlearn.training import batches, inference_batches, predict
 from ftlearn.transfer import model as transfer
@@ -109,6 +111,24 @@ def test_padding_changes_nothing(checkpoints, texts, name):
     short, long = "good film", "the film was not very bright and not very dull but good ."
     with torch.inference_mode(): alone, together = model([short])[0], model([short, long])[0]
     assert torch.allclose(alone, together, atol=1e-5)
+
+
+NEW_LAYERS = {"roberta": "classifier.dense", "electra": "classifier.dense", "distilbert": "pre_classifier", "modernbert": "head.dense"}
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", *NEW_LAYERS])
+@pytest.mark.parametrize("strategy", [LinearProbe(), PartialFreezing(0), BiasesAndNorms(), OneGroup(-1), L2SP(1e9, lr=1e-3), GroupSP(1e9, lr=1e-3)], ids=lambda s: s.name)
+def test_a_layer_that_no_checkpoint_holds_learns_with_the_head(checkpoints, texts, strategy, name):
+    "Guards against a random layer below the head that is frozen, or pulled to where chance had put it."
+    model = TransferModel.from_pretrained(checkpoints / name, texts)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    finetune(model, texts, strategy, steps=6, batch_size=8)
+    moved = {key for key, w in model.named_parameters() if (w - before[key]).abs().max() > 1e-4}
+    new = {f"backbone.{key}" for key in model.fresh}
+    assert moved >= new | {"head.weight"}, "what is new learns"
+    if not isinstance(strategy, BiasesAndNorms): assert moved <= new | {"head.weight", "head.bias"}, "what is pretrained does not, or is held"
+    assert (f"backbone.native.{NEW_LAYERS[name]}.weight" in new) if name in NEW_LAYERS else not new
+    assert len(model.pretrained_weights()) + len(model.new_weights()) == len(list(model.parameters()))
 
 
 def test_the_mean_over_tokens_is_what_a_sentence_transformer_is_pooled_by(checkpoints, texts):

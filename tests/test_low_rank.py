@@ -67,10 +67,10 @@ def test_language_models_start_where_they_were_and_only_factors_and_head_move(ch
     result = finetune(fresh, texts, FAST, **QUICK)
     after = {key.replace(".base_layer", ""): value for key, value in fresh.state_dict().items() if ".lora_" not in key}
     assert after.keys() == before.keys()
-    assert [key for key in before if not torch.equal(before[key], after[key])] == [key for key in before if key.startswith("head.")]
+    assert [key for key in before if not torch.equal(before[key], after[key])] == [key for key in before if key.startswith("head.") or key.removeprefix("backbone.") in fresh.fresh]
     factors = {key: w for key, w in fresh.named_parameters() if ".lora_" in key}
     assert factors and all(w.any() for w in factors.values()), "a factor B that is still zero was never called"
-    assert result.trained_weights == sum(w.numel() for w in [*factors.values(), *fresh.head.parameters()])
+    assert result.trained_weights == sum(w.numel() for w in [*factors.values(), *fresh.new_weights()])
 
 
 def test_a_convolution_starts_where_it_was_and_its_statistics_stay(make_model, task):
@@ -297,7 +297,7 @@ def test_a_merged_and_saved_cnn_is_the_same_function(make_model, task, tmp_path)
     assert saved.state_dict().keys() == make_model().state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "sentence"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "gpt2", "sentence"])
 def test_an_adapter_file_brings_the_model_back(checkpoints, texts, tmp_path, name):
     "Guards against a head that is left out, and against a file with the backbone in it."
     model = learned(TransferModel.from_pretrained(checkpoints / name, texts), texts)
@@ -315,7 +315,7 @@ def test_an_adapter_file_of_a_cnn_brings_the_model_back(make_model, task, tmp_pa
     assert changed(snapshot(model), loaded) == []
 
 
-@pytest.mark.parametrize("name, by_word", [("modernbert", True), ("gpt2", True), ("distilbert", True), ("gpt2", False), ("sentence", False)])
+@pytest.mark.parametrize("name, by_word", [("modernbert", True), ("gpt2", True), ("distilbert", True), ("distilbert", False), ("roberta", False), ("gpt2", False), ("sentence", False)])
 def test_peft_reads_the_adapter_file(checkpoints, texts, tagged, tmp_path, name, by_word):
     "Guards against a format of our own: peft puts the file on transformers' model, and gets the same logits."
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification

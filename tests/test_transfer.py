@@ -379,3 +379,16 @@ def test_torchvision_models_lose_their_head(name):
     with torch.device("meta"): model = transfer.remove_head(torchvision.models.get_model(name, weights=None, **options))
     heads = [path for path, module in model.named_modules() if getattr(module, "out_features", 0) == 1000 and not path.lower().startswith("aux")]
     assert heads == []
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_a_scale_of_their_own_get_it(name, tmp_path):
+    "Guards against images on ImageNet's scale in front of weights that were trained on another, and against heads for training only."
+    import torchvision
+    official = torchvision.models.get_model(name, weights=None, aux_logits=True, transform_input=True, init_weights=False).eval()
+    torch.save(official.state_dict(), tmp_path / "weights.pth")
+    module = torchvision_backbone(name, weights=tmp_path / "weights.pth").module.eval()
+    assert not [key for key, _ in module.named_parameters() if key.lower().startswith("aux")]
+    official.fc = torch.nn.Identity()
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(): assert torch.allclose(module(images), official(images), atol=1e-5)

@@ -63,7 +63,7 @@ class PartialFreezing(Strategy):
         groups = layer_groups(model.backbone)
         if not 0 <= self.blocks <= len(groups):
             raise ValueError(f"the backbone has {len(groups)} layer groups ({', '.join(name for name, _ in groups)}), so blocks={self.blocks} is not possible")
-        let_learn(model, [model.head.parameters(), *(weights for _, weights in groups[len(groups) - self.blocks:])])
+        let_learn(model, [model.new_weights(), *(weights for _, weights in groups[len(groups) - self.blocks:])])
 
 
 def let_learn(model: TransferModel, parts: Iterable[Iterable[nn.Parameter]]) -> None:
@@ -86,11 +86,12 @@ class DiscriminativeRates(FullFineTuning):
 @dataclass
 class GradualUnfreezing(FullFineTuning):
     "The head first, then one layer group more every few steps, from the output to the input (Howard and Ruder 2018, section 3.3)."
-    every: int = 10              # steps
+    every: int = 10              # steps; in a run shorter than `every` times the number of groups, the lowest never move
 
     def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
         optimizer = super().optimizer(model)
-        from_output = [weights for _, weights in reversed(layer_groups(model.backbone))]
+        new = set(map(id, model.new_weights()))
+        from_output = [[w for w in weights if id(w) not in new] for _, weights in reversed(layer_groups(model.backbone))]
         def withhold(optimizer, *_):
             done = int(optimizer.state[model.head.weight].get("step", 0))
             for weights in from_output[done // self.every:]:
@@ -104,7 +105,7 @@ class BiasesAndNorms(Strategy):
     "Change the head, and of the backbone only the biases and the scales and shifts of normalisation (BitFit; Ben Zaken et al. 2022)."
 
     def prepare(self, model: TransferModel) -> None:
-        let_learn(model, [model.head.parameters(), (w for w in model.backbone.parameters() if w.ndim < 2)])
+        let_learn(model, [model.new_weights(), (w for w in model.backbone.parameters() if w.ndim < 2)])
 
 # %% ../../nbs/12_freezing.ipynb #e2e9a90a
 @dataclass
@@ -115,7 +116,7 @@ class OneGroup(Strategy):
     def prepare(self, model: TransferModel) -> None:
         groups = layer_groups(model.backbone)
         if not -1 <= self.group < len(groups): raise ValueError(f"the backbone has the layer groups 0 to {len(groups) - 1}, and −1 stands for the head; {self.group} is none of them")
-        let_learn(model, [model.head.parameters() if self.group == -1 else groups[self.group][1]])
+        let_learn(model, [model.new_weights() if self.group == -1 else groups[self.group][1]])
 
 # %% ../../nbs/12_freezing.ipynb #144ce643
 @torch.no_grad()

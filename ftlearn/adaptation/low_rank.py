@@ -45,8 +45,8 @@ def _candidates(model: TransferModel) -> dict[nn.Module, str]:
     def fits(layer):
         if type(layer) is nn.Conv2d: return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
         return isinstance(layer, (nn.Linear, Conv1D))
-    users = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
-    return {layer: name for name, layer in named_for_peft(model)[0].named_modules() if fits(layer) and layer is not model.head and users[id(layer.weight)] == 1}
+    users, new = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False)), set(map(id, model.new_weights()))
+    return {layer: name for name, layer in named_for_peft(model)[0].named_modules() if fits(layer) and id(layer.weight) not in new and users[id(layer.weight)] == 1}
 
 
 def _example(model: TransferModel):
@@ -78,7 +78,7 @@ def add_adapters(model: TransferModel,     # becomes an `AdaptedModel`
         torch.manual_seed(seed)
         inject_adapter_in_model(config, named_for_peft(model)[0])
     model.__class__ = AdaptedModel
-    let_learn(model, [model.head.parameters(), (weight for name, weight in model.named_parameters() if ".lora_" in name)])
+    let_learn(model, [model.new_weights(), (weight for name, weight in model.named_parameters() if ".lora_" in name)])
 
 
 def merge_adapters(model: AdaptedModel) -> TransferModel:
@@ -131,9 +131,11 @@ def save_adapter(model: AdaptedModel, folder: str | Path) -> Path:
     if not isinstance(model, AdaptedModel): raise ValueError("the model has no adapters to save; save_pretrained saves all of it")
     inner, head = named_for_peft(model)
     weights = get_peft_model_state_dict(inner, save_embedding_layers=False) | {f"{head}.{name}": value for name, value in model.head.state_dict().items()}
+    new = {name.removeprefix("native."): value for name, value in model.backbone.state_dict().items() if name in model.fresh}
+    weights |= new
     weights[f"{head}.weight"] = weights[f"{head}.weight"] / _head_scale(model)
     config = copy.deepcopy(inner.peft_config["default"])
-    config.base_model_name_or_path, config.modules_to_save, config.inference_mode = model.name, [head], True
+    config.base_model_name_or_path, config.modules_to_save, config.inference_mode = model.name, sorted({head} | {name.rpartition(".")[0] for name in new}), True
     folder = Path(folder).expanduser()
     with atomic_files(folder) as temporary:
         config.save_pretrained(str(temporary))
@@ -152,6 +154,7 @@ def load_adapter(model: TransferModel,     # a fresh one, with the backbone and 
     config = LoraConfig.from_pretrained(str(file.parent))
     config.modules_to_save = None                       # the head is not of the backbone
     add_adapters(model, config)
+    model.backbone.load_state_dict({name: weights.pop(name.removeprefix("native.")) for name in model.fresh}, strict=False)
     model.head.load_state_dict({name: weights.pop(f"{head}.{name}") * (_head_scale(model) if name == "weight" else 1) for name in model.head.state_dict()})
     set_peft_model_state_dict(inner, weights)
     return model.eval()
@@ -167,7 +170,7 @@ def _head_scale(model: TransferModel) -> float:
 
 def _made_for(model: TransferModel) -> dict[str, str]:
     "The labels, and a fingerprint of the weights that are frozen: on others the same factors would be another model, and nothing would complain."
-    frozen = (value for name, value in model.backbone.state_dict().items() if ".lora_" not in name)
+    frozen = (value for name, value in model.backbone.state_dict().items() if ".lora_" not in name and name not in model.fresh)
     return {"labels": json.dumps(model.label_names), "backbone weights": fingerprint_of(frozen)}
 
 # %% ../../nbs/14_low_rank.ipynb #05bd7564

@@ -202,7 +202,8 @@ class Pulled(FullFineTuning):
 
     def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
         optimizer = super().optimizer(model)
-        pulled, ours = list(model.backbone.parameters()), set(map(id, model.backbone.parameters()))
+        pulled = model.pretrained_weights()
+        ours = set(map(id, pulled))
         for group in optimizer.param_groups:
             if any(id(w) in ours for w in group["params"]): group["weight_decay"] = 0.0      # the pull takes its place
         ProximalPull(pulled, self.strength, prox=self.prox, importance=self.importance_of(pulled)).attach(optimizer)
@@ -271,7 +272,7 @@ def layer_movement(model: TransferModel, source: TransferModel) -> dict[str, flo
     "‖θ − θˢ‖ / ‖θˢ‖ for each layer group of the backbone, from input to output."
     def norm(tensors): return torch.stack([t.detach().norm() for t in tensors]).norm()
     pairs = zip(layer_groups(model.backbone), layer_groups(source.backbone), strict=True)
-    return {name: (norm([w - s for w, s in zip(ours, theirs)]) / norm(theirs)).item() for (name, ours), (_, theirs) in pairs}
+    return {name: (norm([w - s.to(w) for w, s in zip(ours, theirs)]) / norm(theirs)).item() for (name, ours), (_, theirs) in pairs}
 
 # %% ../../nbs/13_proximal.ipynb #309068af
 def save_difference(model: TransferModel,      # fine-tuned
@@ -283,7 +284,7 @@ def save_difference(model: TransferModel,      # fine-tuned
         raise ValueError("the backbones of model and source differ in their weights' names or shapes")
     stored = {f"head.{name}": value for name, value in model.head.state_dict().items()}
     for name, value in ours.items():
-        where = (value != theirs[name]).flatten().nonzero().flatten()
+        where = ((value != theirs[name].to(value.device)) | (name in source.fresh)).flatten().nonzero().flatten()      # what is new differs from model to model
         if len(where): stored |= {f"positions.{name}": where.int(), f"values.{name}": value.flatten()[where]}
     with atomic_write(path) as file: save_file(stored, file, _made_for(source, model.label_names))
     return Path(path)
@@ -302,7 +303,7 @@ def load_difference(model: TransferModel,      # fresh: the source with a new he
 
 def _made_for(source: TransferModel, labels: list[str]) -> dict[str, str]:
     "What a difference fits: the labels, and the source's weights by their fingerprint."
-    return {"labels": json.dumps(labels), "source weights": fingerprint_of(source.backbone.state_dict().values())}
+    return {"labels": json.dumps(labels), "source weights": fingerprint_of(value for name, value in source.backbone.state_dict().items() if name not in source.fresh)}
 
 
 def check_made_for(path: str | Path,           # a .safetensors file whose metadata say what it fits
@@ -318,7 +319,7 @@ def check_made_for(path: str | Path,           # a .safetensors file whose metad
 class EWC(Pulled):
     "λ/2 Σ Fᵢ (θᵢ − θˢᵢ)²: each number as strongly as the source task needs it (Kirkpatrick et al. 2017, eq. 3)."
     strength: float = 10.0
-    importance: list[Tensor] | None = None      # F, for each weight of the backbone, as `fisher` returns it
+    importance: list[Tensor] | None = None      # F, for each of the model's `pretrained_weights()`, as `fisher` returns it
 
     def importance_of(self, weights):
         if self.importance is None: raise ValueError("EWC needs the importance of each weight: EWC(importance=fisher(model, inputs))")

@@ -123,7 +123,9 @@ def _cast(hidden: Tensor) -> Tensor:
 def loss_inputs(model: nn.Module,            # any transformers model with an output layer over the vocabulary
                 where: Tensor,               # (batch, tokens), true where a loss is wanted
                 **inputs) -> Tensor:         # (number of true positions, width)
-    "What the output layer would see at the chosen positions."
+    "What the output layer would see at the chosen positions, where the scores are linear in it."
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        raise ValueError(f"{type(model).__name__} bends its scores (final_logit_softcapping in its configuration), which a loss without all scores cannot follow")
     def select(module, args, result):
         result["last_hidden_state"] = result["last_hidden_state"][where][None]
         return result

@@ -65,6 +65,7 @@ class Backbone:
     pretrained: bool
     lr: float                # a good first guess for fine-tuning it with AdamW
     head_bias: bool = True   # whether the head, in a checkpoint of this kind, has one
+    fresh: Sequence[str] = ()     # parameters of the module, by name, that the checkpoint did not hold: some architectures have a layer of their own below the head
 
 # %% ../../nbs/08_transfer.ipynb #3f74b761
 IMAGENET = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -95,11 +96,12 @@ def torchvision_backbone(name: str, pretrained: bool = True,
                          weights: str | Path | None = None,     # a file with a state dict, instead of torchvision's own
                          ) -> Backbone:
     "A classifier of torchvision without its head."
-    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") and weights else {}
+    options = {"aux_logits": False, "transform_input": pretrained, "init_weights": not pretrained} if name in ("googlenet", "inception_v3") else {}      # their weights expect a scale of their own
     chosen = torchvision.models.get_model_weights(name).DEFAULT
     model = torchvision.models.get_model(name, weights=None, **options)
-    if pretrained: model.load_state_dict(read_weights(weights) if weights else download_weights(chosen, name))
-    if hasattr(model, "aux_logits"): model.aux_logits = False
+    if pretrained:
+        state = read_weights(weights) if weights else download_weights(chosen, name)
+        model.load_state_dict({key: value for key, value in state.items() if not (options and key.lower().startswith("aux"))})
     preset = chosen.transforms()
     prepare = Preprocess(preset.crop_size[0], preset.mean, preset.std)
     module = remove_head(model)
@@ -314,24 +316,24 @@ def text_backbone(name: str | Path, kind: str = "text-classification", pretraine
             config = transformers.AutoConfig.from_pretrained(path, num_labels=labels, **options)
             pooling = pooling_of(path, config, kind, options)
             config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            if pretrained: native = _complete(*auto.from_pretrained(path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options))
-            else: native = auto.from_config(config)
+            if pretrained: native, absent = _complete(*auto.from_pretrained(path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options))
+            else: native, absent = auto.from_config(config), set()
         except (OSError, ValueError) as error: raise _not_loaded(name, path, kind, error) from error
     if (getattr(config, "ftlearn", None) or {}).get("pooling") == "mean": native = without_pooling_layer(native)
     if config.model_type == "modernbert": use_plain_attention(native)
     length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2 * ("roberta" in config.model_type), 512)
     encoder = TextEncoder(native, pooling)
     lr = (3e-4 if config.hidden_size < 256 else 1e-4 if config.hidden_size < 512 else 5e-5) if pretrained else 1e-3
-    return Backbone(str(name), encoder, encoder.width, TextPreprocess(tokenizer, length, kind == "token-classification", getattr(config, "type_vocab_size", 0) > 1), pretrained, lr, encoder.has_bias)
+    return Backbone(str(name), encoder, encoder.width, TextPreprocess(tokenizer, length, kind == "token-classification", getattr(config, "type_vocab_size", 0) > 1), pretrained, lr, encoder.has_bias,
+                    [key for key, _ in encoder.named_parameters() if key.removeprefix("native.") in absent])
 
 
-def _complete(native: nn.Module, loading: dict) -> nn.Module:
-    "The model, if every weight below its head came from the checkpoint; random ones would be taken for pretrained."
-    below = f"{native.base_model_prefix}."
+def _complete(native: nn.Module, loading: dict) -> tuple[nn.Module, set[str]]:
+    "The model, if every weight of its encoder came from the checkpoint, and the names of those above it that did not; random ones would be taken for pretrained."
     keys = [*loading["missing_keys"], *(key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"])]
-    absent = [key for key in keys if key.startswith(below) and "pooler" not in key]
+    absent = [key for key in keys if key.startswith(f"{native.base_model_prefix}.") and "pooler" not in key]
     if absent: raise ValueError(f"the checkpoint lacks {len(absent)} weights of the encoder, {absent[0]} for one")
-    return native
+    return native, set(keys)
 
 
 def pooling_of(path: Path | str, config, kind: str, options: dict) -> str:
@@ -372,7 +374,7 @@ class TransferModel(nn.Module):
     def __init__(self, backbone: Backbone, label_names: Sequence[str], seed: int = 0):
         super().__init__()
         self.name, self.lr, self.pretrained = backbone.name, backbone.lr, backbone.pretrained
-        self.label_names = list(label_names)
+        self.label_names, self.fresh = list(label_names), set(backbone.fresh)
         self.prepare, self.backbone = backbone.prepare, backbone.module
         with torch.random.fork_rng(devices=[]):                # the head's first weights depend on the seed alone
             torch.manual_seed(seed)
@@ -385,6 +387,14 @@ class TransferModel(nn.Module):
     def forward(self, inputs) -> Tensor:
         "Images or texts → (n, labels) logits, or (n, tokens, labels)."
         return self.head(self.features(inputs))
+
+    def new_weights(self) -> list[nn.Parameter]:
+        "What no pretraining gave: the head, and in some architectures a layer below it. It always learns, at the head's rate, and nothing pulls it."
+        return [*self.head.parameters(), *(w for name, w in self.backbone.named_parameters() if name in self.fresh)]
+
+    def pretrained_weights(self) -> list[nn.Parameter]:
+        "The backbone's parameters but for those of `new_weights`."
+        return [w for name, w in self.backbone.named_parameters() if name not in self.fresh]
 
     def prepare_split(self, split: Split) -> Split:
         "The split with its texts tokenized; images stay as they are."
@@ -481,7 +491,8 @@ class Strategy:
     def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
         "AdamW over what may change, with a learning rate each for backbone and head."
         lr = model.lr if self.lr is None else self.lr
-        parts = [*self.backbone_rates(model, lr), (model.head.parameters(), self.head_lr if model.pretrained else lr)]
+        new = set(map(id, model.new_weights()))
+        parts = [*(([w for w in weights if id(w) not in new], rate) for weights, rate in self.backbone_rates(model, lr)), (model.new_weights(), self.head_lr if model.pretrained else lr)]
         groups = [{"params": [w for w in weights if w.requires_grad], "lr": rate} for weights, rate in parts]
         return adamw([group for group in groups if group["params"]], weight_decay=self.weight_decay)
 
@@ -508,7 +519,7 @@ class LinearProbe(Strategy):
 
     def prepare(self, model: TransferModel) -> None:
         model.requires_grad_(False)
-        model.head.requires_grad_(True)
+        for w in model.new_weights(): w.requires_grad_(True)
 
 # %% ../../nbs/08_transfer.ipynb #5f1c2fa5
 def extract_features(model: TransferModel, split: Split, batch_size: int = 256) -> Split:
