@@ -13,7 +13,7 @@ from ftlearn.adaptation.proximal import FunctionSP, GroupSP, L1SP, L2SP
 from ftlearn.core import atomic_write, in_parallel
 from ftlearn.data import load_task
 from ftlearn.training import evaluate
-from ftlearn.transfer.model import FullFineTuning, TransferModel, finetune
+from ftlearn.transfer.model import FullFineTuning, LinearProbe, TransferModel, finetune
 
 from .strategies import ElasticWeights, letters, reader
 
@@ -23,7 +23,7 @@ LINES = {"L2-SP": [L2SP(k, lr=LR) for k in (10.0, 50.0, 250.0, 1000.0)], "group 
          "L1-SP": [L1SP(k, lr=LR) for k in (0.05, 0.15, 0.3, 0.6)], "function space": [FunctionSP(k, lr=LR) for k in (1.0, 5.0, 25.0, 100.0)],
          "EWC": [ElasticWeights(k, lr=LR) for k in (10.0, 50.0, 250.0, 1000.0)],
          "smaller learning rate": [FullFineTuning(lr=lr) for lr in (1e-3, 3e-4, 1e-4, 3e-5)],
-         "fewer steps": [15, 40, 80, 200], "weights averaged": [0.25, 0.5, 0.75, 1.0]}
+         "fewer steps": [15, 40, 80, 200], "weights averaged": [0.25, 0.5, 0.75, 1.0], "head only": [LinearProbe()]}
 
 
 def run(line: str, setting, seed: int) -> tuple[float, float]:

@@ -221,7 +221,7 @@ class L2SP(Pulled):
 
 @dataclass
 class GroupSP(Pulled):
-    "λ Σ √n ‖θ − θˢ‖ over the tensors, of n numbers each: some stay exactly at the source."
+    "λ Σ √n ‖θ − θˢ‖ over the tensors, of n numbers each: some stay exactly at the source (the group lasso of Li et al. 2018, with tensors for groups)."
     strength: float = 0.3        # under Adam between 0 and 1, where nothing moves
     prox = staticmethod(prox_norm)
 
@@ -330,7 +330,7 @@ def fisher(model: nn.Module,                    # inputs → (n, classes) logits
            weights: Iterable[nn.Parameter],     # of which the importance is wanted
            inputs,                              # of the source task, no labels needed
            seed: int = 0) -> list[Tensor]:      # for each weight, of its shape; 1 on average over all numbers
-    "The diagonal of the Fisher information, E_x E_{y∼p(y|x)} (∂ log p(y|x) / ∂θ)², up to a factor (Kunstner et al. 2019, eq. 3)."
+    "The diagonal of the Fisher information, E_x E_{y∼p(y|x)} (∂ log p(y|x) / ∂θ)², up to a factor (Kunstner et al. 2019, eq. 2)."
     weights, rng = list(weights), torch.Generator().manual_seed(seed)
     found = [torch.zeros_like(w) for w in weights]
     training = {module: module.training for module in model.modules()}

@@ -152,10 +152,11 @@ class SkipGram(WordObjective):
         model, text = self.read(source, model)
         frequency = model.vocabulary.counts / model.vocabulary.counts.sum()
         keep = np.minimum(1, np.sqrt(self.subsample / frequency) + self.subsample / frequency)
-        kept = np.random.default_rng(self.seed).random(len(text)) < np.where(text < 0, 1, keep[text])
+        rng = np.random.default_rng(self.seed)
+        def thinned(text): return text[rng.random(len(text)) < np.where(text < 0, 1, keep[text])]
         self.noise = torch.from_numpy(model.vocabulary.counts**0.75)
-        held_out = Contexts(model.vocabulary.numbers(self.corpus.validation), self.window)
-        return model, Contexts(text[kept], self.window), held_out if len(held_out) else None
+        train, held_out = (Contexts(thinned(numbers), self.window) for numbers in (text, model.vocabulary.numbers(self.corpus.validation)))
+        return model, train, held_out if len(held_out) else None
 
     def __call__(self, model, centres, contexts):
         real = contexts >= 0
