@@ -2,7 +2,7 @@
 
     python -m benchmarks.strategies [digits/5] [reviews] ... [--minutes 4]
 
-Forty minutes on two cores. Each strategy has as many settings to choose from as every other, and they are compared on the validation
+An hour and a half on two cores. Each strategy has as many settings to choose from as every other, and they are compared on the validation
 split of a practice draw, which is not measured. On digits it is also measured how well letters are still read. Every number goes to
 nbs/results/strategies.json as soon as it is there, and what is there is not measured again, so the work can be done in parts."""
 import json

@@ -302,3 +302,15 @@ def test_the_code_has_the_size_that_was_asked_for():
     assert Autoencoder()(torch.rand(3, 1, 8, 8)).shape == (3, 1, 8, 8)
 
 
+
+
+def test_scores_that_are_bent_are_refused():
+    "Guards against a loss that is silently another one where a model caps its logits."
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8, final_logit_softcapping=5.0))
+    tokens = torch.randint(50, (2, 8))
+    with pytest.raises(ValueError, match="final_logit_softcapping"): CausalLM().predicted(model, tokens)
+    model.config.final_logit_softcapping = None
+    hidden, targets = CausalLM().predicted(model, tokens)
+    ours = linear_cross_entropy(hidden, model.lm_head.weight, None, targets)
+    assert ours.item() == pytest.approx(model(input_ids=tokens, labels=tokens).loss.item(), rel=1e-4)
