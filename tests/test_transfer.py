@@ -391,4 +391,5 @@ def test_networks_with_a_scale_of_their_own_get_it(name, tmp_path):
     assert not [key for key, _ in module.named_parameters() if key.lower().startswith("aux")]
     official.fc = torch.nn.Identity()
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(): assert torch.allclose(module(images), official(images), atol=1e-5)
+    with torch.inference_mode(): ours, theirs = module(images), official(images)
+    assert (ours - theirs).norm() <= 1e-3 * (theirs - theirs.mean(1, keepdim=True)).norm()      # relative: untrained networks answer with tiny numbers
