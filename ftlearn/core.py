@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import PicklingError
+from typing import Any
 
 import torch
 
 # %% auto #0
 __all__ = ['COLOURS', 'torchvision_fits', 'mend_torchvision', 'generator', 'autocast_dtype', 'best_device', 'atomic_write',
            'atomic_files', 'cache_dir', 'fingerprint', 'is_sealed', 'cached', 'progress', 'in_parallel', 'unknown',
-           'Interval', 'interval', 'ClaimFailed', 'claim', 'plot_style']
+           'Interval', 'interval', 'ClaimFailed', 'claim', 'check_answer', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #fd49249b
 _BOX_OPERATORS = ("nms", "qnms")        # declared by torchvision's compiled library, which is absent here
@@ -250,6 +251,15 @@ def claim(statement: str,          # one sentence, true on any machine
     measured = f"  [measured: {evidence}]" if str(evidence) else ""
     if not bool(holds): raise ClaimFailed(statement + measured)
     print(f"✓ {statement}{measured}")
+
+# %% ../nbs/00_core.ipynb #c0e0e002
+def check_answer(answer: object,                      # `...` until you have one
+                 right: Callable[[Any], bool],        # tells a right answer from a wrong one
+                ) -> None:
+    "Say how an exercise stands; raise `ClaimFailed` if its answer is wrong."
+    if answer is ...: print("Not answered yet: put your answer in place of the dots, and run the cell again.")
+    elif right(answer): print("Right.")
+    else: raise ClaimFailed("this is not the answer; try again, or look at the solution below")
 
 # %% ../nbs/00_core.ipynb #887fa976
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")

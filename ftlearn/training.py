@@ -443,6 +443,10 @@ class Objective:
         "Write the model, and return what its card should say: origin of the data, licence, and so on."
         raise NotImplementedError
 
+    def faster(self, model: nn.Module, steps: int):
+        "A context in which a run of so many steps takes less time; by default nothing is worth the trouble."
+        return nullcontext()
+
     @property
     def name(self) -> str: return type(self).__name__
 
@@ -478,8 +482,9 @@ def pretrain(objective: Objective,
     if folder and not checkpoint: checkpoint = folder/"checkpoint.pt"
     lr, batch_size = lr or (objective.lr if model is None else objective.continued_lr), batch_size or objective.batch_size
     learner, train, validation = objective.prepare(source, model)
-    history = fit(learner, train, validation, steps=steps, lr=lr, batch_size=batch_size, objective=objective, measure=objective.measure,
-                  checkpoint=checkpoint, seed=seed, description=f"pretraining ({objective.name})", **options)
+    with objective.faster(learner, steps):
+        history = fit(learner, train, validation, steps=steps, lr=lr, batch_size=batch_size, objective=objective, measure=objective.measure,
+                      checkpoint=checkpoint, seed=seed, description=f"pretraining ({objective.name})", **options)
     learner.eval()
     result = Pretrained(learner, history, folder)
     if folder: _save(objective, result, {"steps": steps, "batch size": batch_size, "peak learning rate": lr, "seed": seed,

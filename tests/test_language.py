@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ftlearn.adaptation.freezing import BiasesAndNorms, OneGroup, PartialFreezing
-from ftlearn.adaptation.proximal import L2SP, GroupSP
+from ftlearn.adaptation.proximal import FunctionSP, GroupSP, L2SP, WithSource
 from ftlearn.data import Rows, Split, Task
 from ftlearn.training import batches, inference_batches, predict
 from ftlearn.transfer import model as transfer
@@ -129,6 +129,20 @@ def test_a_layer_that_no_checkpoint_holds_learns_with_the_head(checkpoints, text
     if not isinstance(strategy, BiasesAndNorms): assert moved <= new | {"head.weight", "head.bias"}, "what is pretrained does not, or is held"
     assert (f"backbone.native.{NEW_LAYERS[name]}.weight" in new) if name in NEW_LAYERS else not new
     assert len(model.pretrained_weights()) + len(model.new_weights()) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", *NEW_LAYERS])
+def test_a_function_is_held_below_what_no_checkpoint_holds(checkpoints, texts, name):
+    "Guards against a pull towards what a random layer made of the source's features."
+    one, other = (TransferModel.from_pretrained(checkpoints / name, texts, seed=seed).eval() for seed in (0, 1))
+    objective, rows = FunctionSP(1e3).objective(one, texts.train)
+    assert torch.allclose(rows.source, WithSource.of(other, texts.train).source, atol=1e-5)
+    inputs, (labels, source) = one.prepare_split(texts.train).__getitems__([0, 1])[0], rows.__getitems__([0, 1])[1]
+    with torch.no_grad():
+        for w in one.new_weights(): w.add_(0.5)
+        assert torch.allclose(objective(one, inputs, (labels, source)), F.cross_entropy(one(inputs), labels), atol=1e-3), "what is new is free"
+        for w in one.pretrained_weights(): w.add_(0.5)
+        assert objective(one, inputs, (labels, source)) > F.cross_entropy(one(inputs), labels) + 1, "what is pretrained is not"
 
 
 def test_the_mean_over_tokens_is_what_a_sentence_transformer_is_pooled_by(checkpoints, texts):

@@ -12,7 +12,7 @@ from transformers import (AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig
 
 from ftlearn.data import Task, load_task, train_tokenizer
 from ftlearn.pretraining.autoencoders import Autoencoder, Denoising, MaskedPatches, Reconstruction
-from ftlearn.pretraining.causal_lm import CausalLM, linear_cross_entropy, load_language_model, loss_inputs, token_scores, use_plain_attention
+from ftlearn.pretraining.causal_lm import CausalLM, can_compile, linear_cross_entropy, load_language_model, loss_inputs, token_scores, use_plain_attention
 from ftlearn.pretraining.images import SimCLR, contrastive_loss
 from ftlearn.pretraining.masked_lm import MaskedLM, corrupt
 from ftlearn.pretraining.word_vectors import Contexts, GloVe, SkipGram, Vocabulary, WordVectors, cooccurrence
@@ -157,6 +157,29 @@ def test_interrupted_pretraining_resumes_to_the_same_weights(text, tmp_path, mak
     resumed = pretrain(make(), text, folder=tmp_path/"out", steps=12, measure_every=3)
     assert torch.equal(weights(whole.model), weights(resumed.model)) and len(resumed.history.losses) == 12
     assert not (tmp_path/"out"/"checkpoint.pt").exists() and "README.md" in {p.name for p in (tmp_path/"out").iterdir()}
+
+
+@pytest.mark.parametrize("make", [masked, causal])
+def test_compiled_layers_learn_what_the_others_do(text, make, monkeypatch, tmp_path):
+    from torch._dynamo.utils import counters
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path/"inductor"))
+    plain, counted = pretrain(make(), text, steps=6, measure_every=3), counters["stats"]["unique_graphs"]
+    assert pretrain(make(), text, steps=6, measure_every=3).history.losses == plain.history.losses and counters["stats"]["unique_graphs"] == counted     # so short a run does not compile
+    compiled = pretrain(make(compiled=True), text, steps=6, measure_every=3)
+    assert counters["stats"]["unique_graphs"] > counted
+    np.testing.assert_allclose(compiled.history.losses, plain.history.losses, rtol=0.01)
+    assert not any("forward" in vars(part) for part in compiled.model.modules())
+
+
+def test_without_a_compiler_the_layers_stay_as_they_are(text, monkeypatch):
+    plain = pretrain(masked(), text, steps=3)
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        torch.compiler.reset(), can_compile.cache_clear()
+        assert not can_compile()
+        assert pretrain(masked(compiled=True), text, steps=3).history.losses == plain.history.losses
+        monkeypatch.setattr("ftlearn.pretraining.causal_lm.can_compile", lambda: True)           # as if only the layers were too much for it
+        assert pretrain(masked(compiled=True), text, steps=3).history.losses == plain.history.losses
+    torch.compiler.reset(), can_compile.cache_clear()
 
 
 def test_a_failed_write_leaves_nothing_behind(text, tmp_path):

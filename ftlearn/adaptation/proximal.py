@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,13 @@ from torch import Tensor, nn
 from .freezing import layer_groups
 from ..core import atomic_write
 from ..data import Split
-from ..training import at_labels, classification
-from ..transfer.model import FullFineTuning, TransferModel, extract_features, read_weights
+from ..training import at_labels, classification, predict
+from ..transfer.model import FullFineTuning, TransferModel, read_weights
 
 # %% auto #0
 __all__ = ['PIECE', 'AT_ONCE', 'l2sp_penalty', 'prox_squared', 'prox_norm', 'prox_l1', 'bundles', 'ProximalPull',
-           'fingerprint_of', 'Pulled', 'L2SP', 'GroupSP', 'L1SP', 'FunctionSP', 'WithSource', 'layer_movement',
-           'save_difference', 'load_difference', 'check_made_for', 'EWC', 'fisher']
+           'fingerprint_of', 'Pulled', 'L2SP', 'GroupSP', 'L1SP', 'FunctionSP', 'first_new', 'listening', 'WithSource',
+           'layer_movement', 'save_difference', 'load_difference', 'check_made_for', 'EWC', 'fisher']
 
 # %% ../../nbs/13_proximal.ipynb #4f2c89f9
 def l2sp_penalty(weights: Iterable[Tensor], source: Iterable[Tensor], strength: float) -> Tensor:
@@ -239,7 +240,22 @@ class FunctionSP(FullFineTuning):
     strength: float = 1.0        # λ
 
     def objective(self, model, train):
-        return partial(_with_distance, head=model.head, strength=self.strength), WithSource.of(model, train)
+        return partial(_with_distance, reader=first_new(model), strength=self.strength), WithSource.of(model, train)
+
+
+def first_new(model: TransferModel) -> nn.Module:
+    "The module that is given what pretraining made of an input: the head, or in some architectures a new layer below it."
+    fresh = {name.rpartition(".")[0] for name in model.fresh}
+    return next((part for name, part in model.backbone.named_modules() if name in fresh), model.head)
+
+
+@contextmanager
+def listening(module: nn.Module) -> Iterator[list[Tensor]]:
+    "What a module is given, call by call, while the context lasts."
+    given: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    try: yield given
+    finally: handle.remove()
 
 
 @dataclass
@@ -253,17 +269,17 @@ class WithSource(Split):
 
     @classmethod
     def of(cls, model: TransferModel, split: Split) -> WithSource:
-        if isinstance(split.labels, Tensor): return cls(split.inputs, split.labels, extract_features(model, split).inputs)
-        return cls(split.inputs, split.labels, [features for features, _ in at_labels(model, split, output=model.features)])
+        def features(inputs):
+            with listening(first_new(model)) as given: model(inputs)
+            return given[0]
+        if isinstance(split.labels, Tensor): return cls(split.inputs, split.labels, predict(model, split, output=features))
+        return cls(split.inputs, split.labels, [words for words, _ in at_labels(model, split, output=features)])
 
 
-def _with_distance(model: nn.Module, inputs, target: tuple[Tensor, Tensor], head: nn.Module, strength: float) -> Tensor:
-    "Cross-entropy, and the distance of the features that the model's head is given from those of the source. The model may be wrapped."
+def _with_distance(model: nn.Module, inputs, target: tuple[Tensor, Tensor], reader: nn.Module, strength: float) -> Tensor:
+    "Cross-entropy, and the distance of the features that `reader` is given from those of the source. The model may be wrapped."
     labels, source = target
-    given: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda head, args: given.append(args[0]))
-    try: loss = classification(model, inputs, labels)
-    finally: handle.remove()
+    with listening(reader) as given: loss = classification(model, inputs, labels)
     features = given[0] if labels.ndim == 1 else given[0][labels >= 0]
     return loss + strength / 2 * F.mse_loss(features.float(), source)
 

@@ -5,9 +5,11 @@
 # %% ../../nbs/05_causal_lm.ipynb #1e5a2e37
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from ..data import Corpus, TokenBlocks, hub_answers, load_corpus, tokenize, trai
 from ..training import Objective, evaluating, mixed_precision, pretrain, to_device
 
 # %% auto #0
-__all__ = ['OURS', 'DECODER_STEPS', 'plain_attention', 'use_plain_attention', 'linear_cross_entropy', 'token_scores',
-           'loss_inputs', 'LanguageModelling', 'corpus_tokenizer', 'load_language_model', 'pretrained_on_docs',
-           'CausalLM', 'docs_decoder']
+__all__ = ['COMPILE_FROM', 'OURS', 'DECODER_STEPS', 'plain_attention', 'use_plain_attention', 'linear_cross_entropy',
+           'token_scores', 'loss_inputs', 'can_compile', 'compiled_layers', 'LanguageModelling', 'corpus_tokenizer',
+           'load_language_model', 'pretrained_on_docs', 'CausalLM', 'docs_decoder']
 
 # %% ../../nbs/05_causal_lm.ipynb #ff1cd322
 def plain_attention(module, query: Tensor, key: Tensor, value: Tensor,   # (batch, heads, tokens, width); fewer heads for key and value are repeated
@@ -70,11 +72,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scores, soft = hidden.new_empty(2, min(rows, len(hidden)), len(weight))
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
-            h, y = hidden[start:start + rows], targets[start:start + rows, None]
-            z = _scores(h, w, b, scores[:len(h)])
+            h, y = hidden[start:start + rows], targets[start:start + rows]
+            z, n = _scores(h, w, b, scores[:len(h)]), torch.arange(len(h), device=h.device)
             g = torch.softmax(z, 1, out=soft[:len(h)])                      # its sums are in float32, whatever the format
-            total -= g.gather(1, y).float().clamp_min(1e-38).log().sum()
-            g.scatter_add_(1, y, g.new_full(y.shape, -1.0))                 # softmax(z) − e_y
+            total -= g[n, y].float().clamp_min(1e-38).log().sum()
+            g[n, y] -= 1                                                    # softmax(z) − e_y
             torch.mm(g, w, out=grad_hidden[start:start + rows])
             grad_weight += g.t() @ h
             if bias is not None: grad_bias += g.sum(0, dtype=torch.float32)
@@ -137,6 +139,27 @@ def loss_inputs(model: nn.Module,            # any transformers model with an ou
         hook.remove()
         del output.forward
 
+# %% ../../nbs/05_causal_lm.ipynb #c0417e02
+COMPILE_FROM = 800           # steps; with fewer, compiling takes longer than it saves (`python -m benchmarks.language`)
+
+
+@functools.cache
+def can_compile() -> bool:
+    "Whether torch.compile works here; without a C++ compiler it does not."
+    try: return torch.equal(torch.compile(torch.neg)(torch.ones(8)), -torch.ones(8))
+    except Exception: return False           # each way of being unable has an error of its own
+
+
+@contextlib.contextmanager
+def compiled_layers(model: nn.Module) -> Iterator[None]:
+    "Within this context torch.compile's translation of the model's layers is used, where they can be translated."
+    layers = next((part for part in model.base_model.modules() if isinstance(part, nn.ModuleList)), []) if can_compile() else []
+    for layer in layers: layer.forward = torch.compile(layer.forward, dynamic=False)      # hides the method of the class, until it is deleted
+    try:
+        with torch._dynamo.config.patch(suppress_errors=True): yield       # if there is a layer that it cannot take, the original runs
+    finally:
+        for layer in layers: del layer.forward
+
 # %% ../../nbs/05_causal_lm.ipynb #2589b8ea
 OURS: dict[str, Callable[[], Path]] = {}      # models that the course trains itself, by name
 
@@ -151,6 +174,7 @@ class LanguageModelling(Objective):
     lr: float = 3e-3             # for a fresh model; going on from a checkpoint takes `continued_lr`
     continued_lr: float = 1e-4
     batch_size: int = 64         # blocks
+    compiled: bool | None = None # whether to compile the layers before training; by default in runs long enough to gain by it
     tokenizer: Any = None        # by default trained on the corpus, or that of the checkpoint
     corpus: Corpus | None = field(default=None, repr=False)
     tokenizer_kind = auto_class = "set by the subclass"
@@ -172,7 +196,7 @@ class LanguageModelling(Objective):
         elif isinstance(model, (str, Path)): model, self.tokenizer = load_language_model(model, self.auto_class)
         elif self.tokenizer is None: raise ValueError(f"give the tokenizer of the model too: {self.name}(tokenizer=...)")
         files = tokenize(self.corpus, self.tokenizer)
-        train = TokenBlocks(files["train"], self.length)
+        train = TokenBlocks(files["train"], self.length, self.batch_size)
         try: return model, train, TokenBlocks(files["validation"], self.length)
         except ValueError: return model, train, None                    # too little text to hold any out
 
@@ -181,11 +205,15 @@ class LanguageModelling(Objective):
         output = model.get_output_embeddings()
         return linear_cross_entropy(hidden, output.weight, output.bias, targets)
 
+    def faster(self, model, steps):
+        wanted = steps >= COMPILE_FROM if self.compiled is None else self.compiled
+        return compiled_layers(model) if wanted else contextlib.nullcontext()
+
     def measure(self, model, split, blocks: int = 512) -> dict[str, float]:
         "Loss in nats, perplexity, and the share of tokens that were the first guess, on the same blocks and positions each time."
         rows = torch.linspace(0, len(split) - 1, min(blocks, len(split))).long()
         device, output, losses, right = next(model.parameters()).device, model.get_output_embeddings(), [], []
-        with torch.random.fork_rng(devices=[]), evaluating(model), mixed_precision(model):
+        with torch.random.fork_rng(devices=[]), evaluating(model), mixed_precision(model), torch.compiler.set_stance("force_eager"):
             torch.manual_seed(0)
             for some in rows.split(64):
                 hidden, targets = self.predicted(model, to_device(split[some.tolist()], device))
