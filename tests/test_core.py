@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ftlearn import core
-from ftlearn.core import ClaimFailed, atomic_write, cached, claim, generator, interval, is_sealed, unknown
+from ftlearn.core import ClaimFailed, atomic_write, cached, check_answer, claim, generator, interval, is_sealed, unknown
 
 SLOW_BUILD = """
 import os, sys, time
@@ -137,6 +137,16 @@ def test_claims_fail_when_they_are_false(capsys):
     assert capsys.readouterr().out == "✓ a < b  [measured: 1 < 2]\n"
     with pytest.raises(ClaimFailed, match="b < a.*measured: 0"): claim("b < a", np.bool_(False), 0)
     assert capsys.readouterr().out == ""
+
+
+def test_an_exercise_waits_for_an_answer_and_refuses_a_wrong_one(capsys):
+    def even(n): return n % 2 == 0
+    check_answer(..., even)
+    assert capsys.readouterr().out.startswith("Not answered yet")
+    check_answer(0, even)                      # an answer that is false in an `if` is an answer
+    assert capsys.readouterr().out == "Right.\n"
+    with pytest.raises(ClaimFailed): check_answer(3, even)
+    with pytest.raises(ClaimFailed): check_answer(None, lambda answer: answer)
 
 
 def test_unknown_names_are_answered_with_a_guess():

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,8 @@ from ..data import Corpus, TokenBlocks, hub_answers, load_corpus, tokenize, trai
 from ..training import Objective, evaluating, mixed_precision, pretrain, to_device
 
 # %% auto #0
-__all__ = ['COMPILE_FROM', 'OURS', 'DECODER_STEPS', 'plain_attention', 'use_plain_attention', 'linear_cross_entropy',
-           'token_scores', 'loss_inputs', 'can_compile', 'compiled_layers', 'LanguageModelling', 'corpus_tokenizer',
+__all__ = ['OURS', 'DECODER_STEPS', 'plain_attention', 'use_plain_attention', 'linear_cross_entropy', 'token_scores',
+           'loss_inputs', 'can_compile', 'compiled_layers', 'LanguageModelling', 'corpus_tokenizer',
            'load_language_model', 'pretrained_on_docs', 'CausalLM', 'docs_decoder']
 
 # %% ../../nbs/05_causal_lm.ipynb #ff1cd322
@@ -38,12 +39,13 @@ def plain_attention(module, query: Tensor, key: Tensor, value: Tensor,   # (batc
     if repeat > 1: key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     scaling = query.shape[-1]**-0.5 if scaling is None else scaling
     with torch.autocast(query.device.type, enabled=False):
-        scores = (query.to(value.dtype) * scaling) @ key.to(value.dtype).transpose(2, 3)
+        q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
+        scores = (q * scaling) @ k.transpose(2, 3)
         if attention_mask is not None:
-            scores = scores.masked_fill(~attention_mask, -torch.inf) if attention_mask.dtype == torch.bool else scores + attention_mask.to(scores.dtype)
+            scores = scores.masked_fill(~attention_mask, -torch.inf) if attention_mask.dtype == torch.bool else scores + attention_mask
         weights = scores.softmax(-1)
         if dropout and module.training: weights = F.dropout(weights, dropout)
-        return (weights @ value).transpose(1, 2).contiguous(), weights
+        return (weights @ v).transpose(1, 2).to(value.dtype, memory_format=torch.contiguous_format), weights
 
 
 def _mask_for_plain_attention(*args, **options) -> Tensor | None:
@@ -140,9 +142,6 @@ def loss_inputs(model: nn.Module,            # any transformers model with an ou
         del output.forward
 
 # %% ../../nbs/05_causal_lm.ipynb #c0417e02
-COMPILE_FROM = 800           # steps; with fewer, compiling takes longer than it saves (`python -m benchmarks.language`)
-
-
 @functools.cache
 def can_compile() -> bool:
     "Whether torch.compile works here; without a C++ compiler it does not."
@@ -174,10 +173,11 @@ class LanguageModelling(Objective):
     lr: float = 3e-3             # for a fresh model; going on from a checkpoint takes `continued_lr`
     continued_lr: float = 1e-4
     batch_size: int = 64         # blocks
-    compiled: bool | None = None # whether to compile the layers before training; by default in runs long enough to gain by it
+    compiled: bool | None = None # whether to compile the layers before training; by default where that was measured to save time
     tokenizer: Any = None        # by default trained on the corpus, or that of the checkpoint
     corpus: Corpus | None = field(default=None, repr=False)
     tokenizer_kind = auto_class = "set by the subclass"
+    compile_from = math.inf      # steps from which on compiling saves more than it takes (`python -m benchmarks.language`)
 
     def fresh(self) -> nn.Module:
         "A model with random weights for the tokenizer's vocabulary."
@@ -206,7 +206,7 @@ class LanguageModelling(Objective):
         return linear_cross_entropy(hidden, output.weight, output.bias, targets)
 
     def faster(self, model, steps):
-        wanted = steps >= COMPILE_FROM if self.compiled is None else self.compiled
+        wanted = steps >= self.compile_from if self.compiled is None else self.compiled
         return compiled_layers(model) if wanted else contextlib.nullcontext()
 
     def measure(self, model, split, blocks: int = 512) -> dict[str, float]:
