@@ -39,13 +39,12 @@ def plain_attention(module, query: Tensor, key: Tensor, value: Tensor,   # (batc
     if repeat > 1: key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     scaling = query.shape[-1]**-0.5 if scaling is None else scaling
     with torch.autocast(query.device.type, enabled=False):
-        q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
-        scores = (q * scaling) @ k.transpose(2, 3)
+        scores = (query.to(value.dtype) * scaling) @ key.to(value.dtype).transpose(2, 3)
         if attention_mask is not None:
-            scores = scores.masked_fill(~attention_mask, -torch.inf) if attention_mask.dtype == torch.bool else scores + attention_mask
+            scores = scores.masked_fill(~attention_mask, -torch.inf) if attention_mask.dtype == torch.bool else scores + attention_mask.to(scores.dtype)
         weights = scores.softmax(-1)
         if dropout and module.training: weights = F.dropout(weights, dropout)
-        return (weights @ v).transpose(1, 2).to(value.dtype, memory_format=torch.contiguous_format), weights
+        return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 def _mask_for_plain_attention(*args, **options) -> Tensor | None:
@@ -290,7 +289,7 @@ DECODER_STEPS = 1500
 
 
 def docs_decoder() -> Path:
-    "The folder of the decoder that the course pretrains on docstrings, in three to four minutes on two cores, on first use."
+    "The folder of the decoder that the course pretrains on docstrings, in four to five minutes on two cores, on first use."
     return pretrained_on_docs("docs-decoder", CausalLM(), DECODER_STEPS)
 
 

@@ -60,7 +60,7 @@ ENCODER_STEPS = 2500
 
 
 def docs_encoder() -> Path:
-    "The folder of the encoder that the course pretrains on docstrings, in about four minutes on two cores, on first use."
+    "The folder of the encoder that the course pretrains on docstrings, in four to five minutes on two cores, on first use."
     return pretrained_on_docs("docs-encoder", MaskedLM(), ENCODER_STEPS)
 
 
