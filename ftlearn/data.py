@@ -850,13 +850,10 @@ class TokenBlocks:
     "A file of tokens as rows of equal length; a list of row numbers gives one batch."
 
     def __init__(self, path: str | Path,      # two-byte or four-byte numbers, as written by `tokenize`
-                 length: int,                 # tokens a row
-                 multiple: int = 1):          # leave out the last few rows, so that batches of so many have one size
+                 length: int):                # tokens a row
         dtype = np.uint32 if Path(path).suffix == ".u4" else np.uint16
         self.tokens, self.length = np.memmap(path, dtype, mode="r"), length
         if len(self) == 0: raise ValueError(f"the text has {len(self.tokens)} tokens, fewer than one row of {length}; give more text or a smaller length")
-
-        if len(self) > multiple: self.tokens = self.tokens[:len(self) // multiple * multiple * length]
 
     def __len__(self) -> int: return len(self.tokens) // self.length
 

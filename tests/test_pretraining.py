@@ -207,8 +207,7 @@ def test_models_load_as_the_ecosystems_do(text, tmp_path, make, auto, task):
 def test_going_on_starts_from_the_checkpoint(text, tmp_path):
     first = pretrain(masked(), text, folder=tmp_path/"first", steps=150)
     second = pretrain(masked(), text, model=tmp_path/"first", folder=tmp_path/"second", steps=5)
-    start = np.mean(second.history.losses)              # of five batches: one has some twenty tokens to guess, and is a matter of luck
-    assert abs(start - first.validation["loss"]) < 0.6 < math.log(80) - start
+    assert abs(second.history.losses[0] - first.validation["loss"]) < 0.7 < math.log(80) - second.history.losses[0]
     assert (tmp_path/"second"/"tokenizer.json").read_bytes() == (tmp_path/"first"/"tokenizer.json").read_bytes()
     third = pretrain(masked(tokenizer=test_corruption_is_80_10_10.tokenizer), text, model=BertForMaskedLM(BertConfig(**SMALL)), steps=2)
     assert len(third.history.losses) == 2

@@ -269,8 +269,9 @@ class WithSource(Split):
 
     @classmethod
     def of(cls, model: TransferModel, split: Split) -> WithSource:
+        reader = first_new(model)
         def features(inputs):
-            with listening(first_new(model)) as given: model(inputs)
+            with listening(reader) as given: model(inputs)
             return given[0]
         if isinstance(split.labels, Tensor): return cls(split.inputs, split.labels, predict(model, split, output=features))
         return cls(split.inputs, split.labels, [words for words, _ in at_labels(model, split, output=features)])

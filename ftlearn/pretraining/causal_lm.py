@@ -195,7 +195,7 @@ class LanguageModelling(Objective):
         elif isinstance(model, (str, Path)): model, self.tokenizer = load_language_model(model, self.auto_class)
         elif self.tokenizer is None: raise ValueError(f"give the tokenizer of the model too: {self.name}(tokenizer=...)")
         files = tokenize(self.corpus, self.tokenizer)
-        train = TokenBlocks(files["train"], self.length, self.batch_size)
+        train = TokenBlocks(files["train"], self.length)
         try: return model, train, TokenBlocks(files["validation"], self.length)
         except ValueError: return model, train, None                    # too little text to hold any out
 
@@ -206,7 +206,7 @@ class LanguageModelling(Objective):
 
     def faster(self, model, steps):
         wanted = steps >= self.compile_from if self.compiled is None else self.compiled
-        return compiled_layers(model) if wanted else contextlib.nullcontext()
+        return compiled_layers(model) if wanted else super().faster(model, steps)
 
     def measure(self, model, split, blocks: int = 512) -> dict[str, float]:
         "Loss in nats, perplexity, and the share of tokens that were the first guess, on the same blocks and positions each time."

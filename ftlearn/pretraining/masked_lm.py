@@ -38,7 +38,7 @@ def corrupt(tokens: Tensor,                # (batch, tokens)
 class MaskedLM(LanguageModelling):
     "Predict hidden tokens from both sides (Devlin et al. 2019)."
     rate: float = 0.2          # of tokens that are chosen
-    tokenizer_kind, auto_class, compile_from = "wordpiece", "AutoModelForMaskedLM", 1000
+    tokenizer_kind, auto_class, compile_from = "wordpiece", "AutoModelForMaskedLM", 1500
 
     def predicted(self, model, tokens):
         corrupted, chosen = corrupt(tokens, self.tokenizer, self.rate)
