@@ -1,6 +1,6 @@
 """Studies that are measured in parts: settings are tried on a practice draw, the best is measured on others, and what has been measured is not measured again.
 
-A point of a study, such as one method at one budget, is `{"tried": {setting: value}, "test": {draw: value}}`."""
+A point of a study, such as one method at one budget, is `{"tried": {setting: value}, "setting": the best, "test": {draw: value}}`."""
 import argparse
 import os
 import time
@@ -13,10 +13,11 @@ SEEDS, PRACTICE = range(5), 100          # the draws that are measured, and the 
 
 
 def missing(point: dict, candidates: Iterable, draws: Iterable[int] = SEEDS, quality: Callable = lambda value: value) -> list[tuple]:
-    "The settings not tried yet; when all have been, the draws not measured yet with the best: (setting, draw, split)."
+    "The settings not tried yet; when all have been, the draws not measured yet with the best: (setting, draw, split). Draws of another setting are forgotten."
     untried = [(setting, PRACTICE, "validation") for setting in candidates if str(setting) not in point["tried"]]
     if untried: return untried
     best = max(candidates, key=lambda setting: quality(point["tried"][str(setting)]), default=None)
+    if point.get("setting") != str(best): point["setting"], point["test"] = str(best), {}
     return [(best, seed, "test") for seed in draws if str(seed) not in point["test"]]
 
 

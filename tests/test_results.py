@@ -10,9 +10,17 @@ def test_the_rate_is_chosen_before_any_draw_is_measured():
     assert list(missing(point, (0.1, 0.2))) == [(0.2, PRACTICE, "validation")]
     point["tried"]["0.2"] = 70.0
     assert missing(point, (0.1, 0.2)) == [(0.2, seed, "test") for seed in SEEDS]
-    point["test"] = {"0": 71.0, "1": 72.0, "2": 73.0, "3": 74.0}
+    point["test"] |= {"0": 71.0, "1": 72.0, "2": 73.0, "3": 74.0}
     assert missing(point, (0.1, 0.2)) == [(0.2, 4, "test")]
     assert PRACTICE not in SEEDS
+
+
+def test_draws_are_measured_anew_when_a_better_setting_was_found():
+    point = {"tried": {"0.1": 60.0}, "setting": "0.1", "test": {"0": 71.0}}
+    assert missing(point, (0.1,), range(2)) == [(0.1, 1, "test")]
+    assert missing(point, (0.1, 0.2), range(2)) == [(0.2, PRACTICE, "validation")]
+    point["tried"]["0.2"] = 70.0
+    assert missing(point, (0.1, 0.2), range(2)) == [(0.2, 0, "test"), (0.2, 1, "test")]
 
 
 @pytest.mark.parametrize("task, shots", [("reviews", 8), ("entities", 20)])

@@ -21,6 +21,7 @@ from tools.notebooks import KERNEL, NBS, ROOT, claims, code_cells, first_line, l
 from tools.running import LessonClient, run
 
 TICK = 10   # seconds between lines of progress where there is no terminal
+LONG = 240  # seconds after which a lesson tries a learner's patience
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 # --- Progress --------------------------------------------------------------------------------------------------------
@@ -159,8 +160,8 @@ def report(proved, seconds):
         console.print(table)
     times = Table(title="Time", title_justify="left", box=None, show_header=False)
     for name, spent in seconds.items():
-        times.add_row(name, f"{spent:6.0f} s")
-    times.add_row("together", f"{sum(seconds.values()):6.0f} s", style="bold")
+        times.add_row(name, f"{spent:6.0f} s", "longer than a lesson should take, unless it pretrained a model" if spent > LONG else "")
+    times.add_row("together", f"{sum(seconds.values()):6.0f} s", "", style="bold")
     console.print(times)
     console.print(f"Claims proved: {len(proved)}. Notebooks run: {len(seconds)}.")
 
