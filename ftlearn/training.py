@@ -477,7 +477,8 @@ class Pretrained:
     @property
     def validation(self) -> dict[str, float]:
         "What was measured for the weights that were kept."
-        if self.history.best_step is None: raise ValueError("nothing was measured: there was no validation data (too little was given to hold any out, or the objective takes none)")
+        if self.history.best_step is None:
+            raise ValueError("nothing was measured: there was no validation data (too little was given to hold any out, or the objective takes none)")
         return next(m for m in self.history.measurements if m["step"] == self.history.best_step)
 
 

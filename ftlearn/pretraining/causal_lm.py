@@ -198,11 +198,11 @@ class LanguageModelling(Objective):
             self.tokenizer = self._given or corpus_tokenizer(self.corpus, self.vocab_size, self.tokenizer_kind)
             model = use_plain_attention(self.fresh())
         elif isinstance(model, (str, Path)):
-            if self._given is not None: raise ValueError(f"{str(model)!r} brings its own tokenizer: leave out tokenizer=, or give the loaded model in place of its name")
+            if self._given is not None: raise ValueError(f"{str(model)!r} brings its own tokenizer; leave out tokenizer=, or load the model and give it with yours")
             model, self.tokenizer = load_language_model(model, self.auto_class)
         elif self._given is None: raise ValueError(f"give the tokenizer of the model too: {self.name}(tokenizer=...)")
         positions = positions_of(model)
-        if self.length > positions: raise ValueError(f"length={self.length} is more than the {positions} positions of {type(model).__name__}; give length={positions} or less")
+        if self.length > positions: raise ValueError(f"length={self.length} is more than the {positions} tokens that the model takes; give length={positions} or less")
         files = tokenize(self.corpus, self.tokenizer)
         train = TokenBlocks(files["train"], self.length)
         try: return model, train, TokenBlocks(files["validation"], self.length)

@@ -42,7 +42,7 @@ class MaskedLM(LanguageModelling):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.rate < 1: raise ValueError(f"rate={self.rate}: the share of tokens to hide must lie between 0 and 1, where 0 asks nothing and 1 shows nothing")
+        if not 0 < self.rate < 1: raise ValueError(f"rate={self.rate}: the share of tokens to choose must lie between 0 and 1, such as 0.2")
 
     def predicted(self, model, tokens):
         corrupted, chosen = corrupt(tokens, self.tokenizer, self.rate)
