@@ -2,12 +2,13 @@
 import math
 import time
 
+import httpx
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from transformers import (AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM, GPT2Config, GPT2LMHeadModel,
+from transformers import (AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM, GPT2Config, GPT2LMHeadModel,
                           LlamaConfig, LlamaForCausalLM, ModernBertConfig, ModernBertForMaskedLM, RobertaConfig, RobertaForMaskedLM)
 
 from ftlearn.data import Affine, Task, load_corpus, load_task, train_tokenizer
@@ -363,13 +364,12 @@ def test_a_truncated_checkpoint_is_refused(text, tmp_path):
     load_language_model(tmp_path/"model", "AutoModelForMaskedLM")
 
 
-@pytest.mark.parametrize("error", ["RemoteProtocolError('peer closed connection')", "ReadTimeout('')"])
+@pytest.mark.parametrize("error", [httpx.RemoteProtocolError("peer closed connection"), httpx.ReadTimeout("")], ids=lambda error: type(error).__name__)
 def test_a_broken_download_is_a_connection_error(monkeypatch, error):
     "Guards against the raw error of the client."
-    import httpx, transformers
-    def broken(*args, **options): raise eval(f"httpx.{error}")
+    def broken(*args, **options): raise error
     monkeypatch.setattr("ftlearn.pretraining.causal_lm.hub_answers", lambda: True)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", broken)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", broken)
     with pytest.raises(ConnectionError, match="could not be fetched .(peer closed|ReadTimeout).*docs-decoder"): load_language_model("some-owner/some-model", "AutoModelForCausalLM")
 
 
