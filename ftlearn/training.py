@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +305,7 @@ def fit(model: nn.Module,
         measure_every: int | None = None,   # steps between two looks at the validation split; by default a tenth of the run
         patience: int | None = None,        # stop after so many looks without improvement; by default never
         checkpoint: str | Path | None = None,             # a file to resume from, written at every look
+        identity: dict | None = None,       # what else must agree for a checkpoint to belong to this run, such as the name of the data
         seed: int = 0,
         description: str = "training",
        ) -> History:
@@ -319,7 +320,8 @@ def fit(model: nn.Module,
     schedule = warmup_cosine(optimizer, steps, warmup)
     measure_every = measure_every or max(1, math.ceil(steps / 10))
     set_seed(seed)
-    run = Run(model, optimizer, schedule, checkpoint, dict(steps=steps, batch_size=batch_size, seed=seed, rows=len(train), optimizer=_settings(optimizer)))
+    settings = (identity or {}) | dict(steps=steps, batch_size=batch_size, seed=seed, rows=len(train), optimizer=_settings(optimizer))
+    run = Run(model, optimizer, schedule, checkpoint, settings)
     start = run.resume()
     if accelerator.num_processes > 1: learner, stepper = accelerator.prepare(model, optimizer)
     else: learner, stepper = model, optimizer      # wrappers would cost time and do nothing
@@ -426,9 +428,10 @@ class Objective:
     lr: float = 1e-3               # for a fresh model
     continued_lr: float = 1e-4     # to go on from a pretrained one
     batch_size: int = 64
+    takes_names = False            # whether `prepare` finds a model by its name or folder
 
     def prepare(self, source, model=None) -> tuple[nn.Module, Split, Split | None]:
-        "The model (a fresh one, or `model`, perhaps by name), the data to train on, and the data to validate on."
+        "The model (a fresh one, or `model`), the data to train on, and the data to validate on. It keeps what it read as `corpus` or `task`."
         raise NotImplementedError
 
     def __call__(self, model: nn.Module, inputs, labels) -> Tensor:
@@ -450,6 +453,19 @@ class Objective:
     @property
     def name(self) -> str: return type(self).__name__
 
+    @property
+    def settings(self) -> dict:
+        "What it was made with, as far as that can be written down."
+        values = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+        return {name: value for name, value in values.items() if value is None or isinstance(value, (int, float, str)) or is_dataclass(value)}
+
+    def identity(self) -> dict:
+        "What tells this run from others with as many rows and weights: an interrupted run is continued only where it agrees. Call after `prepare`."
+        data = getattr(self, "corpus", None) or getattr(self, "task", None)
+        key = getattr(data, "key", None) or hashlib.sha256(f"{data!r} {getattr(data, 'card', '')}".encode()).hexdigest()[:10]
+        return {"objective": f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})",
+                "data": f"{getattr(data, 'name', 'unnamed')}-{key}"}
+
 
 @dataclass
 class Pretrained:
@@ -461,12 +477,14 @@ class Pretrained:
     @property
     def validation(self) -> dict[str, float]:
         "What was measured for the weights that were kept."
+        if self.history.best_step is None:
+            raise ValueError("nothing was measured: there was no validation data (too little was given to hold any out, or the objective takes none)")
         return next(m for m in self.history.measurements if m["step"] == self.history.best_step)
 
 
 def pretrain(objective: Objective,
              source,                                 # what to learn from, as the objective wants it
-             model=None,                             # to go on from: a model, a folder or a name; by default a fresh one
+             model=None,                             # to go on from: a model, or for language models a folder or a name; by default a fresh one
              folder: str | Path | None = None,       # where to write the model, its card, and a checkpoint until it is done
              *,
              steps: int = 1000,
@@ -477,18 +495,24 @@ def pretrain(objective: Objective,
              **options,                              # passed on to `fit`
             ) -> Pretrained:
     "Pretrain a model, or go on pretraining one. Interrupted and called again with the same `folder`, it resumes."
+    named = isinstance(model, (str, Path))
+    if named and not objective.takes_names:
+        raise TypeError(f"{objective.name} goes on from a model, and {str(model)!r} is a name or a folder; load the model, and give it as model=")
     set_seed(seed)
     folder = Path(folder).expanduser() if folder else None
     if folder and not checkpoint: checkpoint = folder/"checkpoint.pt"
-    lr, batch_size = lr or (objective.lr if model is None else objective.continued_lr), batch_size or objective.batch_size
+    if lr is None: lr = objective.lr if model is None else objective.continued_lr
+    if batch_size is None: batch_size = objective.batch_size
+    source_model = str(model) if named else None
     learner, train, validation = objective.prepare(source, model)
     with objective.faster(learner, steps):
         history = fit(learner, train, validation, steps=steps, lr=lr, batch_size=batch_size, objective=objective, measure=objective.measure,
-                      checkpoint=checkpoint, seed=seed, description=f"pretraining ({objective.name})", **options)
+                      checkpoint=checkpoint, identity=objective.identity() | {"continued from": source_model}, seed=seed,
+                      description=f"pretraining ({objective.name})", **options)
     learner.eval()
     result = Pretrained(learner, history, folder)
     if folder: _save(objective, result, {"steps": steps, "batch size": batch_size, "peak learning rate": lr, "seed": seed,
-                                         "continued from": model if isinstance(model, (str, Path)) else None})
+                                         "continued from": source_model})
     if checkpoint: Path(checkpoint).unlink(missing_ok=True)
     return result
 

@@ -2,21 +2,25 @@
 import math
 import time
 
+import httpx
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from transformers import (AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM, GPT2Config, GPT2LMHeadModel,
+from transformers import (AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM, GPT2Config, GPT2LMHeadModel,
                           LlamaConfig, LlamaForCausalLM, ModernBertConfig, ModernBertForMaskedLM, RobertaConfig, RobertaForMaskedLM)
 
-from ftlearn.data import Task, load_task, train_tokenizer
+from ftlearn.data import Affine, Task, load_corpus, load_task, train_tokenizer
 from ftlearn.pretraining.autoencoders import Autoencoder, Denoising, MaskedPatches, Reconstruction
-from ftlearn.pretraining.causal_lm import CausalLM, can_compile, linear_cross_entropy, load_language_model, loss_inputs, token_scores, use_plain_attention
+from ftlearn.pretraining.causal_lm import (CausalLM, can_compile, linear_cross_entropy, load_language_model, loss_inputs, positions_of, pretrained_on_docs,
+                                           token_scores, use_plain_attention)
 from ftlearn.pretraining.images import SimCLR, contrastive_loss
 from ftlearn.pretraining.masked_lm import MaskedLM, corrupt
 from ftlearn.pretraining.word_vectors import Contexts, GloVe, SkipGram, Vocabulary, WordVectors, cooccurrence
 from ftlearn.training import pretrain
+
+from conftest import patterns
 
 WORDS = "the quick brown fox jumps over a lazy dog while one small cat sleeps near that old stone wall every day".split()
 SMALL = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -142,21 +146,80 @@ class Cut(Exception): pass
 def weights(model): return torch.cat([w.detach().flatten() for w in model.parameters()])
 
 
-@pytest.mark.parametrize("make", [masked, causal, lambda: SkipGram(width=8, min_count=1), lambda: GloVe(width=8, min_count=1)])
-def test_interrupted_pretraining_resumes_to_the_same_weights(text, tmp_path, make):
-    whole = pretrain(make(), text, steps=12, measure_every=3)
-    objective, calls = make(), iter(range(10**6))
-    loss = type(objective).__call__
-    class Interrupted(type(objective)):
+def cut(objective, at=8):
+    "The same objective, with a loss that fails at training step `at`, once"
+    kind, calls = type(objective), iter(range(10**6))
+    class Interrupted(kind):
+        name = kind.__name__
         def __call__(self, model, *batch):
-            if model.training and next(calls) == 8: raise Cut
-            return loss(self, model, *batch)
+            if model.training and next(calls) == at: raise Cut
+            return kind.__call__(self, model, *batch)
     objective.__class__ = Interrupted
-    with pytest.raises(Cut): pretrain(objective, text, folder=tmp_path/"out", steps=12, measure_every=3)
+    return objective
+
+
+IMAGES = [Denoising, SimCLR]
+
+
+def images() -> Task: return Task("patterns", patterns(60, seed=1), patterns(12, seed=2), patterns(12, seed=3), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("make", [masked, causal, lambda: SkipGram(width=8, min_count=1), lambda: GloVe(width=8, min_count=1), *IMAGES])
+def test_interrupted_pretraining_resumes_to_the_same_weights(text, tmp_path, make):
+    source = images() if make in IMAGES else text
+    whole = pretrain(make(), source, steps=12, measure_every=3)
+    with pytest.raises(Cut): pretrain(cut(make()), source, folder=tmp_path/"out", steps=12, measure_every=3)
     assert [p.name for p in (tmp_path/"out").iterdir()] == ["checkpoint.pt"]              # and no half-written model
-    resumed = pretrain(make(), text, folder=tmp_path/"out", steps=12, measure_every=3)
+    resumed = pretrain(make(), source, folder=tmp_path/"out", steps=12, measure_every=3)
     assert torch.equal(weights(whole.model), weights(resumed.model)) and len(resumed.history.losses) == 12
     assert not (tmp_path/"out"/"checkpoint.pt").exists() and "README.md" in {p.name for p in (tmp_path/"out").iterdir()}
+
+
+def refused_after_a_cut(folder, first, second, **others):
+    "Cut the first run, and start the second in its folder; the error"
+    (objective, source), (other, other_source) = first, second
+    with pytest.raises(Cut): pretrain(cut(objective), source, folder=folder, steps=12, measure_every=3)
+    with pytest.raises(ValueError, match="belongs to another run") as refusal: pretrain(other, other_source, folder=folder, steps=12, measure_every=3, **others)
+    return str(refusal.value)
+
+
+def test_a_run_is_not_continued_with_another_objective(text, tmp_path):
+    "Guards against a model of the same shape that was taught two things, and whose card knows of one."
+    letters = images()
+    assert "MaskedPatches" in refused_after_a_cut(tmp_path/"images", (Denoising(), letters), (MaskedPatches(), letters))
+    assert "noise=0.1" in refused_after_a_cut(tmp_path/"noise", (Denoising(noise=0.1), letters), (Denoising(), letters))
+    assert "rate=0.15" in refused_after_a_cut(tmp_path/"rate", (masked(rate=0.15), text), (masked(rate=0.4), text))
+    assert "seed=1" in refused_after_a_cut(tmp_path/"words", (SkipGram(width=8, min_count=1), text), (SkipGram(width=8, min_count=1, seed=1), text))
+    views = [SimCLR(augment=Affine(degrees=degrees)) for degrees in (5, 50)]
+    assert "degrees=50" in refused_after_a_cut(tmp_path/"views", (views[0], letters), (views[1], letters))
+
+
+def test_a_run_is_not_continued_with_other_data(text, tmp_path):
+    "Guards against a text with as many rows, and against the same task drawn anew."
+    (tmp_path/"other.txt").write_text(text.read_text().replace("fox", "dog"))
+    tokenizer = test_corruption_is_80_10_10.tokenizer
+    found = refused_after_a_cut(tmp_path/"text", (masked(tokenizer=tokenizer), text), (masked(tokenizer=tokenizer), tmp_path/"other.txt"))
+    assert "data was 'text.txt-" in found and "rows" not in found
+    one, other = (images().few_shot(5, seed) for seed in (0, 1))
+    assert "data was 'patterns-" in refused_after_a_cut(tmp_path/"images", (Denoising(), one), (Denoising(), other))
+
+
+def test_a_run_is_not_continued_from_another_model(text, tmp_path):
+    for name, seed in (("a", 0), ("b", 1)): pretrain(masked(), text, folder=tmp_path/name, steps=2, seed=seed)
+    with pytest.raises(Cut): pretrain(cut(masked()), text, model=tmp_path/"a", folder=tmp_path/"out", steps=12, measure_every=3)
+    with pytest.raises(ValueError, match="belongs to another run.*continued from"): pretrain(masked(), text, model=tmp_path/"b", folder=tmp_path/"out", steps=12, measure_every=3)
+
+
+def test_the_models_of_the_course_resume_in_the_cache(text, tmp_path):
+    "Guards against minutes of pretraining that are lost to an interruption, and against a second pretraining."
+    corpus = load_corpus(text)
+    with pytest.raises(Cut): pretrained_on_docs("small", cut(masked(), at=20), steps=30, corpus=corpus)
+    assert [p.suffix for p in (tmp_path/"cache"/"unfinished").iterdir()] == [".pt"] and not list((tmp_path/"cache"/"models").glob("small-*"))
+    folder = pretrained_on_docs("small", cut(masked(), at=20), steps=30, corpus=corpus)      # steps 18 to 29 are left: it is not cut again
+    assert "model.safetensors" in {p.name for p in folder.iterdir()} and not list((tmp_path/"cache"/"unfinished").iterdir())
+    whole = pretrain(masked(), corpus, steps=30).model
+    assert torch.equal(weights(AutoModelForMaskedLM.from_pretrained(folder)), weights(whole))
+    assert pretrained_on_docs("small", cut(masked(), at=0), steps=30, corpus=corpus) == folder
 
 
 @pytest.mark.parametrize("make", [masked, causal])
@@ -213,6 +276,70 @@ def test_going_on_starts_from_the_checkpoint(text, tmp_path):
     assert len(third.history.losses) == 2
 
 
+def test_a_causal_model_goes_on_from_its_checkpoint(text, tmp_path):
+    first = pretrain(causal(), text, folder=tmp_path/"first", steps=60)
+    second = pretrain(causal(), text, model=tmp_path/"first", folder=tmp_path/"second", steps=5)
+    assert abs(second.history.losses[0] - first.validation["loss"]) < 0.7 < math.log(300) - second.history.losses[0]
+    assert (tmp_path/"second"/"tokenizer.json").read_bytes() == (tmp_path/"first"/"tokenizer.json").read_bytes()
+    assert f"**continued from**: {tmp_path/'first'}" in (tmp_path/"second"/"README.md").read_text()
+
+
+def test_each_text_gets_a_tokenizer_of_its_own(text, tmp_path):
+    "Guards against an objective that is used twice and reads the second text with the tokenizer of the first."
+    (tmp_path/"other.txt").write_text(text.read_text().upper().translate(str.maketrans("AEIOU", "ÄÉÎÖÜ")))
+    objective, given = masked(), test_corruption_is_80_10_10.tokenizer
+    vocabularies = [(objective.prepare(source), objective.tokenizer.get_vocab())[1] for source in (text, tmp_path/"other.txt", text)]
+    assert vocabularies[0] != vocabularies[1] and vocabularies[0] == vocabularies[2]
+    objective = masked(tokenizer=given)
+    for source in (text, tmp_path/"other.txt"):
+        objective.prepare(source)
+        assert objective.tokenizer is given
+
+
+def test_a_tokenizer_beside_a_name_is_refused(text, tmp_path):
+    "Guards against an argument that is ignored: the checkpoint brings a tokenizer."
+    pretrain(masked(), text, folder=tmp_path/"model", steps=2)
+    with pytest.raises(ValueError, match="brings its own tokenizer"): pretrain(masked(tokenizer=test_corruption_is_80_10_10.tokenizer), text, model=tmp_path/"model", steps=2)
+    objective = masked()
+    pretrain(objective, text, model=tmp_path/"model", steps=2)
+    pretrain(objective, text, model=tmp_path/"model", steps=2)                                   # what the checkpoint brought does not count as given
+    with pytest.raises(ValueError, match="give the tokenizer"): objective.prepare(text, BertForMaskedLM(BertConfig(**SMALL)))
+
+
+@pytest.mark.parametrize("make, words", [(lambda: MaskedLM(rate=0), "rate=0"), (lambda: MaskedLM(rate=1.0), "rate=1.0"), (lambda: MaskedLM(rate=float("nan")), "rate=nan"),
+                                         (lambda: MaskedLM(length=0), "length=0"), (lambda: CausalLM(length=1), "length=1")])
+def test_settings_that_leave_nothing_to_learn_are_refused(make, words):
+    "Guards against a loss of zero, and against measurements that are not numbers."
+    with pytest.raises(ValueError, match=words): make()
+
+
+@pytest.mark.parametrize("name", [*MASKED, *CAUSAL])
+def test_blocks_longer_than_the_model_are_refused(text, name):
+    "Guards against an IndexError from deep inside, also where positions begin behind the padding token."
+    config, tokenizer = (MASKED | CAUSAL)[name]().config, test_corruption_is_80_10_10.tokenizer
+    config.max_position_embeddings = 20
+    model = (AutoModelForMaskedLM if name in MASKED else AutoModelForCausalLM).from_config(config)
+    most = positions_of(model)
+    assert most == (19 if name == "roberta" else 20)
+    objective = MaskedLM if name in MASKED else CausalLM
+    with pytest.raises(ValueError, match=f"length={most + 1}.*give length={most} or less"): objective(length=most + 1, tokenizer=tokenizer).prepare(text, model)
+    made = objective(length=most, tokenizer=tokenizer)
+    _, train, _ = made.prepare(text, model)
+    assert made(model, *train.__getitems__([0, 1])).isfinite()
+
+
+@pytest.mark.parametrize("make", [lambda: SkipGram(min_count=1), Denoising, SimCLR])
+def test_a_name_is_refused_where_a_model_is_wanted(text, make):
+    "Guards against an AttributeError on a str."
+    with pytest.raises(TypeError, match="'docs-encoder' is a name or a folder"): pretrain(make(), text, model="docs-encoder", steps=2)
+
+
+def test_without_validation_data_there_is_no_measurement(text):
+    "Guards against a bare StopIteration, which a loop around it would swallow."
+    result = pretrain(GloVe(width=8, min_count=1), text, steps=2)
+    with pytest.raises(ValueError, match="no validation data"): result.validation
+
+
 def test_checkpoints_of_another_kind_are_refused(text, tmp_path):
     pretrain(masked(), text, folder=tmp_path/"masked", steps=2)
     pretrain(causal(), text, folder=tmp_path/"causal", steps=2)
@@ -224,6 +351,26 @@ def test_checkpoints_of_another_kind_are_refused(text, tmp_path):
     folder = tmp_path/"classifier"
     BertForSequenceClassification(BertConfig(**SMALL)).save_pretrained(folder); test_corruption_is_80_10_10.tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="was not trained as AutoModelForMaskedLM"): pretrain(masked(), text, model=folder, steps=2)
+
+
+def test_a_truncated_checkpoint_is_refused(text, tmp_path):
+    "Guards against the raw error of the reader, which names no file."
+    pretrain(masked(), text, folder=tmp_path/"model", steps=2)
+    for name in ("model.safetensors", "tokenizer.json"):
+        whole = (tmp_path/"model"/name).read_bytes()
+        (tmp_path/"model"/name).write_bytes(whole[:len(whole) // 2])
+        with pytest.raises(ValueError, match="model' is no complete checkpoint: ."): load_language_model(tmp_path/"model", "AutoModelForMaskedLM")
+        (tmp_path/"model"/name).write_bytes(whole)
+    load_language_model(tmp_path/"model", "AutoModelForMaskedLM")
+
+
+@pytest.mark.parametrize("error", [httpx.RemoteProtocolError("peer closed connection"), httpx.ReadTimeout("")], ids=lambda error: type(error).__name__)
+def test_a_broken_download_is_a_connection_error(monkeypatch, error):
+    "Guards against the raw error of the client."
+    def broken(*args, **options): raise error
+    monkeypatch.setattr("ftlearn.pretraining.causal_lm.hub_answers", lambda: True)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", broken)
+    with pytest.raises(ConnectionError, match="could not be fetched .(peer closed|ReadTimeout).*docs-decoder"): load_language_model("some-owner/some-model", "AutoModelForCausalLM")
 
 
 def test_an_unreachable_hub_is_an_error_within_seconds(monkeypatch):

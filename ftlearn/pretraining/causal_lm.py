@@ -26,7 +26,7 @@ from ..training import Objective, evaluating, mixed_precision, pretrain, to_devi
 
 # %% auto #0
 __all__ = ['OURS', 'DECODER_STEPS', 'plain_attention', 'use_plain_attention', 'linear_cross_entropy', 'token_scores',
-           'loss_inputs', 'can_compile', 'compiled_layers', 'LanguageModelling', 'corpus_tokenizer',
+           'loss_inputs', 'can_compile', 'compiled_layers', 'LanguageModelling', 'positions_of', 'corpus_tokenizer',
            'load_language_model', 'pretrained_on_docs', 'CausalLM', 'docs_decoder']
 
 # %% ../../nbs/05_causal_lm.ipynb #ff1cd322
@@ -173,10 +173,15 @@ class LanguageModelling(Objective):
     continued_lr: float = 1e-4
     batch_size: int = 64         # blocks
     compiled: bool | None = None # whether to compile the layers before training; by default where that was measured to save time
-    tokenizer: Any = None        # by default trained on the corpus, or that of the checkpoint
+    tokenizer: Any = None        # by default trained on the corpus, or that of the checkpoint; after `prepare`, the one in use
     corpus: Corpus | None = field(default=None, repr=False)
     tokenizer_kind = auto_class = "set by the subclass"
+    takes_names = True
     compile_from = math.inf      # steps from which on compiling saves more than it takes (`python -m benchmarks.language`)
+
+    def __post_init__(self):
+        if self.length < 2: raise ValueError(f"length={self.length}: a block of fewer than 2 tokens has no context to predict from")
+        self._given = self.tokenizer           # apart from the one in use: the next corpus gets its own
 
     def fresh(self) -> nn.Module:
         "A model with random weights for the tokenizer's vocabulary."
@@ -188,12 +193,16 @@ class LanguageModelling(Objective):
 
     def prepare(self, source, model=None):
         "`source` is whatever `load_corpus` takes; `model` a name, a folder, or a model if the objective has its tokenizer."
-        self.corpus = load_corpus(source)
+        self.corpus, self.tokenizer = load_corpus(source), self._given
         if model is None:
-            self.tokenizer = self.tokenizer or corpus_tokenizer(self.corpus, self.vocab_size, self.tokenizer_kind)
+            self.tokenizer = self._given or corpus_tokenizer(self.corpus, self.vocab_size, self.tokenizer_kind)
             model = use_plain_attention(self.fresh())
-        elif isinstance(model, (str, Path)): model, self.tokenizer = load_language_model(model, self.auto_class)
-        elif self.tokenizer is None: raise ValueError(f"give the tokenizer of the model too: {self.name}(tokenizer=...)")
+        elif isinstance(model, (str, Path)):
+            if self._given is not None: raise ValueError(f"{str(model)!r} brings its own tokenizer; leave out tokenizer=, or load the model and give it with yours")
+            model, self.tokenizer = load_language_model(model, self.auto_class)
+        elif self._given is None: raise ValueError(f"give the tokenizer of the model too: {self.name}(tokenizer=...)")
+        positions = positions_of(model)
+        if self.length > positions: raise ValueError(f"length={self.length} is more than the {positions} tokens that the model takes; give length={positions} or less")
         files = tokenize(self.corpus, self.tokenizer)
         train = TokenBlocks(files["train"], self.length)
         try: return model, train, TokenBlocks(files["validation"], self.length)
@@ -230,6 +239,13 @@ class LanguageModelling(Objective):
     def settings(self) -> dict: return {name: getattr(self, name) for name in ("length", "vocab_size", "width", "layers", "lr", "batch_size")}
 
 
+def positions_of(model: nn.Module) -> float:
+    "How many tokens a transformers model takes at a time; RoBERTa and its kin count theirs from the number of the padding token on."
+    tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    begin = max((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), default=0)
+    return (getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf) - begin
+
+
 def corpus_tokenizer(corpus: Corpus, vocab_size: int, kind: str):
     "A tokenizer trained on the corpus, from the cache if it was trained before."
     from transformers import AutoTokenizer
@@ -247,12 +263,14 @@ def load_language_model(name: str | Path, auto_class: str):
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
         model, loading = getattr(transformers, auto_class).from_pretrained(path, output_loading_info=True, use_safetensors=None, **options)
-    except (OSError, ValueError) as error:
+    except ImportError: raise                # says itself which package is missing
+    except Exception as error:               # a truncated file and a broken download have errors of their own, for each format and client
         if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
             raise ValueError(f"{str(name)!r} is a model of another kind: transformers' {auto_class} cannot load it. Take the objective "
                              "that it was trained with (CausalLM for GPT and Llama, MaskedLM for BERT)") from error
-        if local: raise ValueError(f"{str(name)!r} is no complete checkpoint: {str(error).splitlines()[0]}") from error
-        raise ConnectionError(f"{str(name)!r} is neither a folder nor in the Hub's cache, and could not be fetched ({str(error).splitlines()[0]}). "
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if local: raise ValueError(f"{str(name)!r} is no complete checkpoint: {reason}") from error
+        raise ConnectionError(f"{str(name)!r} is neither a folder nor complete in the Hub's cache, and could not be fetched ({reason}). "
                               f"Available without a network: {', '.join(OURS)}, and any folder that save_pretrained wrote.") from error
     if loading["missing_keys"]:
         raise ValueError(f"{str(name)!r} was not trained as {auto_class}: it lacks {', '.join(sorted(loading['missing_keys'])[:3])}")

@@ -37,8 +37,12 @@ def corrupt(tokens: Tensor,                # (batch, tokens)
 @dataclass
 class MaskedLM(LanguageModelling):
     "Predict hidden tokens from both sides (Devlin et al. 2019)."
-    rate: float = 0.2          # of tokens that are chosen
+    rate: float = 0.2          # of tokens that are chosen, between 0 and 1
     tokenizer_kind, auto_class, compile_from = "wordpiece", "AutoModelForMaskedLM", 1500
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.rate < 1: raise ValueError(f"rate={self.rate}: the share of tokens to choose must lie between 0 and 1, such as 0.2")
 
     def predicted(self, model, tokens):
         corrupted, chosen = corrupt(tokens, self.tokenizer, self.rate)
