@@ -19,8 +19,8 @@ from ..data import Split, Task, as_float, load_task
 from ..training import Objective, evaluating, to_device
 
 # %% auto #0
-__all__ = ['PREPARE', 'Preprocess', 'convolution', 'ResidualBlock', 'ResidualCNN', 'Autoencoder', 'Reconstruction', 'Denoising',
-           'MaskedPatches', 'linear_probe']
+__all__ = ['PREPARE', 'Preprocess', 'convolution', 'ResidualBlock', 'ResidualCNN', 'Autoencoder', 'check_images',
+           'Reconstruction', 'Denoising', 'MaskedPatches', 'linear_probe']
 
 # %% ../../nbs/04_autoencoders.ipynb #0653aa1d
 class Preprocess(nn.Module):
@@ -113,6 +113,16 @@ class Autoencoder(nn.Module):
         return self.decoder(self.encode(images)).view(-1, 1, PREPARE["size"], PREPARE["size"])
 
 # %% ../../nbs/04_autoencoders.ipynb #a6a2f8f2
+def check_images(task: Task) -> None:
+    "Raise if the images are not of the one shape that the networks made here take."
+    if task.kind != "image-classification": raise ValueError(f"{task.name!r} is a task of {task.kind}, and this objective learns from images")
+    expected, shape = (len(PREPARE["mean"]), PREPARE["size"], PREPARE["size"]), tuple(task.train.inputs[0].shape)
+    if shape == expected: return
+    found, wanted = (" × ".join(map(str, s)) for s in (shape, expected))
+    raise ValueError(f"the images of {task.name!r} are {found}, and the network that is made by default takes {wanted}; "
+                     "give pretrain a model for your images, and the lr for fresh weights")
+
+
 @dataclass
 class Reconstruction(Objective):
     "Draw the image again (Rumelhart et al. 1986). Subclasses spoil the input first."
@@ -125,14 +135,15 @@ class Reconstruction(Objective):
         return images, torch.ones_like(images)
 
     def prepare(self, source, model=None):
-        "`source`: an image task, or the name of one; its labels are not used."
+        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`."
         self.task = source if isinstance(source, Task) else load_task(source)
+        if model is None: check_images(self.task)
         return model or Autoencoder(self.code), self.task.train, self.task.validation
 
     def __call__(self, model, inputs, labels=None):
         images = as_float(inputs)
         seen, asked = self.corrupted(images)
-        return ((model(seen) - images).square() * asked).sum() / asked.sum()
+        return ((model(seen) - images).square() * asked).sum() / asked.sum().clamp(min=1)
 
     def measure(self, model, split, images: int = 2000):
         "The mean squared error of a pixel that is asked for."
@@ -153,6 +164,9 @@ class Denoising(Reconstruction):
     "Draw the clean image from a noisy one (Vincent et al. 2008)."
     noise: float = 0.4            # standard deviation, where white is 1
 
+    def __post_init__(self):
+        if not 0 <= self.noise < float("inf"): raise ValueError(f"noise is a standard deviation and cannot be {self.noise}; give 0.4, say")
+
     def corrupted(self, images): return (images + self.noise * torch.randn_like(images)).clamp(0, 1), torch.ones_like(images)
 
 
@@ -160,10 +174,16 @@ class Denoising(Reconstruction):
 class MaskedPatches(Reconstruction):
     "Draw the missing patches from the others (He et al. 2022)."
     rate: float = 0.5             # of the patches that are missing
-    patch: int = 2                # pixels, in height and width
+    patch: int = 2                # pixels, in height and width; divides those of the image
+
+    def __post_init__(self):
+        if not 0 < self.rate <= 1: raise ValueError(f"rate is the share of the patches that are missing and cannot be {self.rate}; give 0.5, say")
+        if self.patch < 1: raise ValueError(f"patch is a number of pixels and cannot be {self.patch}; give 2, say")
 
     def corrupted(self, images):
         n, _, height, width = images.shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"images of {height} × {width} pixels cannot be cut into patches of {self.patch} × {self.patch}; choose a patch that divides both")
         missing = (torch.rand(n, 1, height // self.patch, width // self.patch, device=images.device) < self.rate).float()
         missing = F.interpolate(missing, (height, width))
         return images * (1 - missing) + PREPARE["mean"][0] * missing, missing.expand_as(images)      # the mean: black would be a colour

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import cached, set_seed
 from ..data import Affine, Task, as_float, load_task
-from .autoencoders import PREPARE, Preprocess, ResidualCNN
+from .autoencoders import PREPARE, Preprocess, ResidualCNN, check_images
 from ..training import Objective, evaluate, evaluating, fit
 
 # %% auto #0
@@ -126,8 +126,9 @@ class SimCLR(Objective):
     batch_size: int = 64               # images; twice as many views
 
     def prepare(self, source, model=None):
-        "`source`: an image task, or the name of one; its labels are not used."
+        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`."
         self.task = source if isinstance(source, Task) else load_task(source)
+        if model is None: check_images(self.task)
         return model or Contrastive(*untrained_glyph_cnn()), self.task.train, self.task.validation
 
     def __call__(self, model, inputs, labels=None):

@@ -117,7 +117,7 @@ class WordObjective(Objective):
 
 # %% ../../nbs/03_word_vectors.ipynb #21858dc4
 class Contexts:
-    "The words of a text with their neighbours: row numbers are positions."
+    "The words of a text with their neighbours: row numbers are positions. Held in memory, 24 bytes a word."
 
     def __init__(self, text: np.ndarray, window: int):
         self.text, self.window = torch.from_numpy(text.astype(np.int64)), window
@@ -139,7 +139,7 @@ class Contexts:
 
 @dataclass
 class SkipGram(WordObjective):
-    "Skip-gram with negative sampling (Mikolov et al. 2013, eq. 4)."
+    "Skip-gram with negative sampling (Mikolov et al. 2013, eq. 4). The whole text is held in memory, about 24 bytes a word; gensim can read it from the disk."
     width: int = 100
     window: int = 5
     negatives: int = 5             # for each real pair
@@ -185,7 +185,7 @@ def cooccurrence(text: np.ndarray,       # (words,) int, −1 between documents
 
 
 class Counts:
-    "The nonzero entries of a co-occurrence matrix."
+    "The nonzero entries of a co-occurrence matrix, 20 bytes each."
 
     def __init__(self, matrix):
         entries = matrix.tocoo()
@@ -198,10 +198,10 @@ class Counts:
 
 @dataclass
 class GloVe(WordObjective):
-    "Weighted least squares on the logarithm of the co-occurrences (Pennington et al. 2014, eq. 8)."
+    "Weighted least squares on the logarithm of the co-occurrences (Pennington et al. 2014, eq. 8). All pairs that occur are held in memory, 20 bytes each, and a few times that while they are counted."
     width: int = 100
     window: int = 10
-    most: float = 20.0             # x_max: counts above it weigh no more
+    most: float = 20.0             # x_max: counts above it weigh no more; 100 in the paper, for far more text
     min_count: int = 5
     seed: int = 0
     batch_size: int = 16_384
