@@ -3,11 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from ftlearn.adaptation.freezing import (BiasesAndNorms, DiscriminativeRates, FullFineTuning, GradualUnfreezing, LinearProbe, OneGroup, PartialFreezing,
-                                         interpolate, layer_groups)
-from ftlearn.transfer.model import finetune, remove_head
+from ftlearn.adaptation.freezing import (BiasesAndNorms, DiscriminativeRates, FullFineTuning, GradualUnfreezing, LinearProbe, MovingStatistics, OneGroup,
+                                         PartialFreezing, ProbeThenFineTuning, interpolate, layer_groups)
+from ftlearn.adaptation.proximal import L2SP
+from ftlearn.training import fit
+from ftlearn.transfer.model import TransferModel, extract_features, finetune, remove_head
 
-from conftest import changed, snapshot
+from conftest import changed, snapshot, tiny_backbone
 
 VISION = ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mobilenet_v3_small", "resnet18", "squeezenet1_0",
           "swin_t", "vgg11_bn", "vit_b_16"]
@@ -20,15 +22,18 @@ def vision(name):
     return remove_head(torchvision.models.get_model(name, weights=None, **({"init_weights": False} if name in ("googlenet", "inception_v3") else {})))
 
 
+BERT = dict(num_hidden_layers=3, hidden_size=16, num_attention_heads=2, intermediate_size=32)
+TEXT = {"Bert": BERT, "DistilBert": dict(n_layers=3, dim=16, n_heads=2, hidden_dim=32), "Roberta": BERT, "GPT2": dict(n_layer=3, n_embd=16, n_head=2),
+        "ModernBert": BERT | dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)}
+
+
 def text(name):
-    "An encoder or decoder of transformers with three layers"
+    "A small encoder or decoder of transformers with three layers"
     import transformers
-    layers = {"Bert": "num_hidden_layers", "GPT2": "n_layer", "DistilBert": "n_layers", "ModernBert": "num_hidden_layers"}
-    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**{layers[name]: 3}))
+    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(vocab_size=50, **TEXT[name]))
 
 
-@pytest.mark.parametrize("make, name", [(vision, name) for name in VISION] + [(text, name) for name in ("Bert", "DistilBert", "GPT2", "ModernBert")],
-                         ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("make, name", [(vision, name) for name in VISION] + [(text, name) for name in TEXT], ids=lambda value: value if isinstance(value, str) else "")
 def test_every_weight_is_in_exactly_one_group(make, name):
     "Guards against weights that nobody freezes or unfreezes, in the architectures that people use."
     with torch.device("meta"): backbone = make(name)
@@ -47,6 +52,69 @@ def test_groups_run_from_input_to_output(make, name, first, last):
     assert names[0].startswith(first) and names[-1].startswith(last), names
     numbers = [group for group in names if "layer." in group]
     assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("make, name", [(vision, name) for name in ("resnet18", "squeezenet1_0", "efficientnet_b0", "convnext_tiny", "vit_b_16")] + [(text, name) for name in TEXT],
+                         ids=lambda value: value if isinstance(value, str) else "")
+def test_groups_are_in_the_order_in_which_they_are_called(make, name):
+    "Guards against an order of definition that is not the one of the data's way: the wrong end would be frozen."
+    with torch.device("meta" if make is vision else "cpu"): network, inputs = make(name).eval(), torch.zeros(1, 3, 64, 64) if name != "vit_b_16" else torch.zeros(1, 3, 224, 224)
+    called = {}
+    for module_name, module in network.named_modules(): module.register_forward_pre_hook(lambda *_, name=module_name: called.setdefault(name, len(called)))
+    if make is vision: network(inputs)
+    else: network(input_ids=torch.tensor([[1, 5, 6, 2]]), attention_mask=torch.ones(1, 4, dtype=torch.long))
+    def place(owner):
+        while owner not in called: owner = owner.rpartition(".")[0]       # a part that its parent reads without calling it
+        return called[owner]
+    places = {id(w): place(name.rpartition(".")[0]) for name, w in network.named_parameters()}
+    ways = [[places[id(w)] for w in weights] for _, weights in layer_groups(network)]
+    assert all(max(before) < min(after) for before, after in zip(ways, ways[1:])), ways
+
+
+class Backwards(nn.Module):
+    "Its last part is defined before its first one, and nothing is in a list"
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.last, self.first = None, nn.Linear(8, 8), nn.Linear(64, 8)
+
+    def forward(self, images): return self.last(self.first(images.flatten(1)[:, :64]).relu())
+
+
+def test_groups_can_be_given(task):
+    "Guards against networks whose groups nobody can put in order."
+    backbone = tiny_backbone()
+    backbone.module = Backwards()
+    model = TransferModel(backbone, task.label_names)
+    assert [name for name, _ in layer_groups(model.backbone)] == ["last", "first"]
+    def groups(module): return [(name, list(module.get_submodule(name).parameters())) for name in ("first", "last")]
+    before = snapshot(model)
+    finetune(model, task, PartialFreezing(1, groups=groups), **QUICK)
+    assert set(changed(before, model)) == {"backbone.last.weight", "backbone.last.bias", "head.weight", "head.bias"}
+    assert "groups" not in repr(PartialFreezing(1, groups=groups))             # an address would make every run another one
+
+
+STRATEGIES = [PartialFreezing, DiscriminativeRates, GradualUnfreezing, OneGroup]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_group_is_not_enough(make_model, task, strategy):
+    "Guards against a strategy that has nothing to choose between and does not say so."
+    def whole(module): return [("all", list(module.parameters()))]
+    with pytest.raises(ValueError, match="found 1 layer group in ResidualCNN.*pass groups="): finetune(make_model(), task, strategy(groups=whole), **QUICK)
+
+
+@pytest.mark.parametrize("groups", [lambda module: layer_groups(module)[1:], lambda module: layer_groups(module) + layer_groups(module)[:1]], ids=["missing", "twice"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_given_groups_hold_each_weight_once(make_model, task, strategy, groups):
+    "Guards against a weight that is free although nobody freed it."
+    with pytest.raises(ValueError, match="must be in exactly one layer group"): finetune(make_model(), task, strategy(groups=groups), **QUICK)
+
+
+def test_a_dictionary_of_blocks_is_opened():
+    "Guards against blocks that count as one."
+    blocks = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    assert [name for name, _ in layer_groups(nn.Sequential(nn.Linear(4, 4), blocks))] == ["0", "1.a", "1.b"]
 
 
 def test_shared_weights_are_in_one_group():
@@ -140,7 +208,6 @@ def test_gradual_unfreezing_resumes_where_it_was(make_model, task, tmp_path):
         return evaluate(model, split)
     strategy = GradualUnfreezing(every=3)
     strategy.prepare(stopped)
-    from ftlearn.training import fit
     options = dict(steps=12, batch_size=8, measure_every=4, checkpoint=tmp_path / "run.pt")
     with pytest.raises(Stop): fit(stopped, task.train, task.validation, optimizer=strategy.optimizer(stopped), measure=interrupt, **options)
     resumed = make_model()
@@ -184,3 +251,90 @@ def test_the_ends_of_the_line_are_the_two_models(make_model, task):
     middle, a, b = interpolate(source, tuned, 0.5).head.weight, source.head.weight, tuned.head.weight
     assert torch.allclose(middle, (a + b) / 2)
     with pytest.raises(ValueError, match="no line between them"): interpolate(nn.Linear(2, 3), nn.Linear(2, 4), 0.5)
+
+
+def test_a_tied_weight_is_averaged_once():
+    "Guards against an average of an average, where a state dict lists one tensor under two names."
+    def tied(value):
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        model[1].weight = model[0].weight
+        nn.init.constant_(model[0].weight, value)
+        return model
+    mixed = interpolate(tied(0.0), tied(1.0), 0.25)
+    assert mixed[0].weight is mixed[1].weight and torch.equal(mixed[0].weight, torch.full((3, 3), 0.25))
+
+
+def test_a_head_that_was_never_trained_is_not_averaged(make_model, task):
+    "Guards against a mixture of a trained head with a random one."
+    source, tuned = make_model(), make_model()
+    nn.init.normal_(source.head.weight)
+    finetune(tuned, task, FullFineTuning(), **QUICK)
+    mixed = interpolate(source, tuned, 0.5)
+    assert torch.equal(mixed.head.weight, tuned.head.weight) and not torch.equal(mixed.head.weight, source.head.weight)
+    for ours, a, b in zip(mixed.pretrained_weights(), source.pretrained_weights(), tuned.pretrained_weights()): assert torch.allclose(ours, (a + b) / 2)
+    source.label_names = ["x", "y", "z"]
+    with pytest.raises(ValueError, match="different labels.*head=False"): interpolate(source, tuned, 0.5, head=True)
+
+
+def test_a_new_layer_below_the_head_is_not_averaged(make_model):
+    "Guards against a random layer in the mixture, in architectures that have one of their own below the head."
+    source, tuned = make_model(), make_model()
+    name, weight = next((name, w) for name, w in tuned.backbone.named_parameters() if w.ndim > 1)
+    tuned.fresh = {name}
+    nn.init.ones_(weight)
+    mixed = interpolate(source, tuned, 0.0)
+    assert changed(snapshot(source.backbone), mixed.backbone) == [name]
+
+
+def test_frozen_statistics_are_the_source_s_at_every_share(make_model, task):
+    source, tuned = make_model(), make_model()
+    finetune(tuned, task, FullFineTuning(lr=1e-2), **QUICK)
+    moved = changed(snapshot(source.backbone), interpolate(source, tuned, 0.3).backbone)
+    assert moved and not [name for name in moved if "running" in name]
+
+
+# --- Statistics, and the head first ----------------------------------------------------------------------------------
+
+
+class MovingL2SP(MovingStatistics, L2SP): pass
+
+
+@pytest.mark.parametrize("strategy, moves", [(FullFineTuning(), False), (MovingStatistics(), True), (L2SP(1.0), False), (MovingL2SP(1.0), True)], ids=lambda value: getattr(value, "name", ""))
+def test_statistics_move_where_they_are_asked_to(make_model, task, strategy, moves):
+    "Guards against a comparison of frozen with frozen, and against a pull that is lost by it."
+    model = make_model()
+    before = snapshot(model)
+    finetune(model, task, strategy, **QUICK)
+    assert any("running_mean" in name for name in changed(before, model)) == moves
+    assert getattr(strategy, "strength", 1.0) == 1.0
+
+
+def test_moving_statistics_are_pulled_like_frozen_ones(make_model, task):
+    "Guards against a base class that hides the other one's optimizer."
+    model = make_model()
+    before = snapshot(model)
+    finetune(model, task, MovingL2SP(1e9, lr=1e-3), **QUICK)
+    assert all("running" in name or "num_batches" in name or name.startswith("head") for name in changed(before, model))
+
+
+def test_a_probe_comes_first(make_model, task):
+    "Guards against a second part that begins with a random head, or a first one that touches the backbone."
+    probed, by_hand = make_model(), make_model()
+    finetune(probed, task, ProbeThenFineTuning(lr=1e-9, head_lr=1e-9, probe_steps=40), **QUICK)
+    fit(by_hand.head, extract_features(by_hand, task.train), steps=40, lr=1e-2)
+    assert torch.allclose(probed.head.weight, by_hand.head.weight, atol=1e-5)
+    assert all(w.requires_grad for w in probed.parameters())
+    before = snapshot(probed)
+    finetune(probed, task, ProbeThenFineTuning(lr=1e-2), **QUICK)
+    assert {name.split(".")[0] for name in changed(before, probed)} == {"backbone", "head"}
+
+
+def test_a_probe_first_where_a_layer_below_the_head_is_new(make_model, task):
+    "Guards against features of a layer that is still random."
+    model = make_model()
+    name = [name for name, w in model.backbone.named_parameters() if w.ndim > 1][-1]
+    model.fresh = {name}
+    before = snapshot(model)
+    finetune(model, task, ProbeThenFineTuning(lr=1e-12, head_lr=1e-12, probe_steps=10), **QUICK)
+    moved = [n for n, value in model.state_dict().items() if not torch.allclose(value, before[n], atol=1e-6)]
+    assert sorted(moved) == sorted([f"backbone.{name}", "head.weight", "head.bias"])

@@ -7,25 +7,34 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from ..training import freeze_statistics
-from ..transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel
+from ..data import Split
+from ..training import fit, freeze_statistics
+from ..transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel, backbone_is_frozen, extract_features
 
 # %% auto #0
-__all__ = ['LISTS', 'layer_groups', 'PartialFreezing', 'let_learn', 'DiscriminativeRates', 'GradualUnfreezing', 'BiasesAndNorms',
-           'OneGroup', 'interpolate']
+__all__ = ['LISTS', 'MovingStatistics', 'layer_groups', 'ByGroups', 'PartialFreezing', 'let_learn', 'DiscriminativeRates',
+           'GradualUnfreezing', 'BiasesAndNorms', 'ProbeThenFineTuning', 'OneGroup', 'interpolate']
+
+# %% ../../nbs/12_freezing.ipynb #04655782
+class MovingStatistics(FullFineTuning):
+    "Full fine-tuning in which batch normalisation follows the new data. As a first base it does the same for any strategy: `class MovingL2SP(MovingStatistics, L2SP): pass`."
+
+    def prepare(self, model: TransferModel) -> None:
+        super().prepare(model)
+        freeze_statistics(model, False)
 
 # %% ../../nbs/12_freezing.ipynb #6875a0ab
-LISTS = (nn.Sequential, nn.ModuleList)
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def layer_groups(backbone: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
-    "Name and weights of each block, from input to output; every parameter is in exactly one group."
+    "Name and weights of each block, in the order of their definition, which should be from input to output; every parameter is in exactly one group."
     found, taken = list(_blocks(backbone, "", in_list=False)), set()
     first_block = next((i for i, (_, _, in_list, _) in enumerate(found) if in_list), 0)
     groups: list[tuple[str, list[nn.Parameter]]] = []
@@ -54,13 +63,29 @@ def _blocks(module: nn.Module, name: str, in_list: bool) -> Iterator[tuple[str, 
             yield from _blocks(child, f"{name}.{child_name}".strip("."), is_list)
 
 # %% ../../nbs/12_freezing.ipynb #efecdc5b
+@dataclass(kw_only=True)
+class ByGroups(Strategy):
+    "A strategy that tells layer groups apart."
+    groups: Callable = field(default=layer_groups, repr=False)      # backbone → [(name, weights), ...] from input to output
+
+    def groups_of(self, model: TransferModel) -> list[tuple[str, list[nn.Parameter]]]:
+        "The backbone's groups: two at least, and each weight in exactly one."
+        found, kind = self.groups(model.backbone), type(model.backbone).__name__
+        if len(found) < 2:
+            raise ValueError(f"found {len(found)} layer group in {kind}, and {self.name} needs two at least; pass groups=, a function from {kind} to a list of (name, weights) from input to output")
+        grouped, weights = [id(w) for _, group in found for w in group], {id(w) for w in model.backbone.parameters()}
+        if sorted(grouped) != sorted(weights):
+            raise ValueError(f"each of the {len(weights)} weights of {kind} must be in exactly one layer group, and groups gave {len(grouped)}, {len(weights & set(grouped))} of the backbone")
+        return found
+
+
 @dataclass
-class PartialFreezing(Strategy):
+class PartialFreezing(ByGroups):
     "Change the head and the last `blocks` layer groups; all below stays exactly as it is."
     blocks: int = 1
 
     def prepare(self, model: TransferModel) -> None:
-        groups = layer_groups(model.backbone)
+        groups = self.groups_of(model)
         if not 0 <= self.blocks <= len(groups):
             raise ValueError(f"the backbone has {len(groups)} layer groups ({', '.join(name for name, _ in groups)}), so blocks={self.blocks} is not possible")
         let_learn(model, [model.new_weights(), *(weights for _, weights in groups[len(groups) - self.blocks:])])
@@ -74,24 +99,24 @@ def let_learn(model: TransferModel, parts: Iterable[Iterable[nn.Parameter]]) -> 
 
 # %% ../../nbs/12_freezing.ipynb #3e2e413d
 @dataclass
-class DiscriminativeRates(FullFineTuning):
+class DiscriminativeRates(ByGroups, FullFineTuning):
     "Each layer group learns more slowly than the one above it (Howard and Ruder 2018, section 3.2)."
     factor: float = 2.6          # by which the learning rate falls from group to group, towards the input
 
     def backbone_rates(self, model, lr):
-        groups = layer_groups(model.backbone)
+        groups = self.groups_of(model)
         return [(weights, lr / self.factor**(len(groups) - 1 - i)) for i, (_, weights) in enumerate(groups)]
 
 
 @dataclass
-class GradualUnfreezing(FullFineTuning):
-    "The head first, then one layer group more every few steps, from the output to the input (Howard and Ruder 2018, section 3.3)."
+class GradualUnfreezing(ByGroups, FullFineTuning):
+    "The head first, then one layer group more every few steps, from the output to the input (Howard and Ruder 2018, section 3.3). No step is cheaper: all gradients are computed, and clipped together."
     every: int = 10              # steps; in a run shorter than `every` times the number of groups, the lowest never move
 
     def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
         optimizer = super().optimizer(model)
         new = set(map(id, model.new_weights()))
-        from_output = [[w for w in weights if id(w) not in new] for _, weights in reversed(layer_groups(model.backbone))]
+        from_output = [[w for w in weights if id(w) not in new] for _, weights in reversed(self.groups_of(model))]
         def withhold(optimizer, *_):
             done = int(optimizer.state[model.head.weight].get("step", 0))
             for weights in from_output[done // self.every:]:
@@ -102,19 +127,34 @@ class GradualUnfreezing(FullFineTuning):
 
 @dataclass
 class BiasesAndNorms(Strategy):
-    "Change the head, and of the backbone only the biases and the scales and shifts of normalisation (BitFit; Ben Zaken et al. 2022)."
+    "Change the head, and of the backbone only what is a vector: biases, and the scales and shifts of normalisation (BitFit, Ben Zaken et al. 2022, changes the biases only)."
 
     def prepare(self, model: TransferModel) -> None:
         let_learn(model, [model.new_weights(), (w for w in model.backbone.parameters() if w.ndim < 2)])
 
+# %% ../../nbs/12_freezing.ipynb #eeafcec1
+@dataclass(kw_only=True)
+class ProbeThenFineTuning(FullFineTuning):
+    "The head first, on features that are computed once; then everything (LP-FT, Kumar et al. 2022)."
+    head_lr: float = 1e-3        # of the second part: the head is no longer new
+    probe: LinearProbe = field(default_factory=LinearProbe, repr=False)      # the first part, with learning rates of its own
+    probe_steps: int = 100
+
+    def objective(self, model: TransferModel, train: Split) -> tuple[Callable, Split]:
+        self.probe.prepare(model)
+        learner, rows = (model.head, extract_features(model, train)) if backbone_is_frozen(model) else (model, train)
+        fit(learner, rows, steps=self.probe_steps, optimizer=self.probe.optimizer(model), description=self.probe.name)
+        self.prepare(model)
+        return super().objective(model, train)
+
 # %% ../../nbs/12_freezing.ipynb #e2e9a90a
 @dataclass
-class OneGroup(Strategy):
-    "Change one layer group of the backbone and nothing else, not even the head (Lee et al. 2023); number −1 is the head."
+class OneGroup(ByGroups):
+    "Change one layer group of the backbone and nothing else, not even the head, which must have been trained before (Lee et al. 2023); number −1 is the head."
     group: int = 0               # from the input
 
     def prepare(self, model: TransferModel) -> None:
-        groups = layer_groups(model.backbone)
+        groups = self.groups_of(model)
         if not -1 <= self.group < len(groups): raise ValueError(f"the backbone has the layer groups 0 to {len(groups) - 1}, and −1 stands for the head; {self.group} is none of them")
         let_learn(model, [model.new_weights() if self.group == -1 else groups[self.group][1]])
 
@@ -123,11 +163,21 @@ class OneGroup(Strategy):
 def interpolate(source: nn.Module,             # before fine-tuning
                 tuned: nn.Module,              # the same architecture, after it
                 share: float,                  # 0: the source, 1: the fine-tuned; in between, or a little beyond
+                head: bool = False,            # whether the heads of two `TransferModel`s are averaged, too: only if the source's was trained, for the same labels
                ) -> nn.Module:
-    "A new model whose weights are (1 − share) · source + share · tuned (Wortsman et al. 2022, eq. 1); what cannot be averaged, such as counts, is the tuned one's."
-    mixed, before = copy.deepcopy(tuned), source.state_dict()
-    if before.keys() != mixed.state_dict().keys() or any(v.shape != before[k].shape for k, v in mixed.state_dict().items()):
+    """A new model whose weights are (1 − share) · source + share · tuned (Wortsman et al. 2022, eq. 1).
+
+    Of a `TransferModel` those that pretraining gave; its head is the tuned one's, and so is what cannot be averaged, such as counts. Running
+    statistics are averaged as well: nothing happens to them if they were frozen, as they are by default; if not, they only come near those of the mixture."""
+    before, values = source.state_dict(), tuned.state_dict()
+    if isinstance(tuned, TransferModel):
+        if head and source.label_names != tuned.label_names: raise ValueError(f"the heads have different labels, {source.label_names} and {tuned.label_names}; pass head=False")
+        new = set() if head else {id(w) for w in tuned.new_weights()}
+        kept = {name for name, w in tuned.named_parameters(remove_duplicate=False) if id(w) in new}
+    else: kept = set()
+    if before.keys() != values.keys() or any(v.shape != before[name].shape for name, v in values.items() if name not in kept):
         raise ValueError("the two models differ in their weights' names or shapes, so there is no line between them")
-    for name, value in mixed.state_dict().items():
-        if value.is_floating_point(): value.copy_(torch.lerp(before[name].to(value), value, share))
-    return mixed
+    mixed = {name: v if name in kept or not v.is_floating_point() else torch.lerp(before[name].to(v), v, share) for name, v in values.items()}
+    model = copy.deepcopy(tuned)
+    model.load_state_dict(mixed)               # all at once: a tied weight has two names, and must be averaged once
+    return model

@@ -1,0 +1,71 @@
+"""Should the statistics of batch normalisation follow the new data, and is that what staying near the source protects from?
+
+    python -m benchmarks.statistics [--minutes 4]
+
+Plain fine-tuning, L2-SP and the group norm, each with frozen and with moving statistics; digits, few labels, twenty draws; about a quarter
+of an hour on two cores. Settings are chosen on the validation split of a practice draw, which is not measured. It goes on where it was
+stopped: what was tried and measured is under "runs" in nbs/results/statistics.json, and "scores" is what it comes to."""
+import argparse
+import json
+from pathlib import Path
+
+from ftlearn.adaptation.freezing import MovingStatistics
+from ftlearn.adaptation.proximal import GroupSP, L2SP
+from ftlearn.core import atomic_write
+from ftlearn.data import load_task
+from ftlearn.transfer.model import FullFineTuning, Strategy, TransferModel, finetune
+
+from .parts import measure
+
+TABLE = Path(__file__).parents[1]/"nbs"/"results"/"statistics.json"
+SHOTS, STEPS, DRAWS, LRS = (2, 5, 10), 100, 20, (1e-4, 3e-4, 1e-3)
+
+
+class MovingL2SP(MovingStatistics, L2SP):
+    "L2-SP with statistics that move."
+
+
+class MovingGroupSP(MovingStatistics, GroupSP):
+    "The group norm with statistics that move."
+
+
+def plain(strategy) -> list[Strategy]: return [strategy(lr=lr) for lr in LRS]
+def squared(strategy) -> list[Strategy]: return [strategy(round(share / (lr * STEPS), 2), lr=lr) for lr in LRS for share in (0.5, 5)]      # the pull sums to so much over the run
+def grouped(strategy) -> list[Strategy]: return [strategy(strength, lr=lr) for lr in LRS for strength in (0.1, 0.3)]
+
+
+METHODS = {"plain, frozen": plain(FullFineTuning), "plain, moving": plain(MovingStatistics),
+           "L2-SP, frozen": squared(L2SP), "L2-SP, moving": squared(MovingL2SP),
+           "group norm, frozen": grouped(GroupSP), "group norm, moving": grouped(MovingGroupSP)}
+
+
+def run(shots: int, method: str, strategy: Strategy, seed: int, split: str) -> dict[str, float]:
+    "Accuracy in %, and loss, of one strategy on one draw."
+    few = load_task("digits").few_shot(shots, seed)
+    result = finetune(TransferModel.from_pretrained("glyph-cnn", few, seed=seed), few, strategy, steps=STEPS, measure_every=STEPS // 5, seed=seed)
+    measured = result.test if split == "test" else result.validation
+    return {"score": round(100 * measured["accuracy"], 2), "loss": round(measured["loss"], 4)}
+
+
+def scores(runs: dict) -> dict:
+    "Labels a class → method → accuracies, in the order of the draws."
+    def of(point): return [point["test"][draw]["score"] for draw in sorted(point["test"], key=int)]
+    return {shots: {method: of(point) for method, point in points.items() if point["test"]} for shots, points in runs.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    options = parser.parse_args()
+    runs = json.loads(TABLE.read_text())["runs"] if TABLE.exists() else {}
+    def save(changed):
+        table = {"command": "python -m benchmarks.statistics", "unit": "accuracy in %", "scores": scores(runs), "runs": runs}
+        with atomic_write(TABLE) as file: file.write_text(json.dumps(table, indent=1) + "\n")
+    points = [((shots, method), METHODS[method], range(options.draws)) for shots in SHOTS for method in METHODS]
+    measure(run, points, runs, save, options.minutes, quality=lambda value: (value["score"], -value["loss"]))
+
+
+if __name__ == "__main__":
+    from benchmarks import statistics         # under its own name, so that other processes find what it holds
+    statistics.main()
