@@ -37,18 +37,20 @@ from .core import cached, generator, in_parallel, unknown
 
 # %% auto #0
 __all__ = ['ALPHABETS', 'HELD_OUT_FONTS', 'HANDWRITING', 'IMAGE_SUFFIXES', 'MEMORY_FOR_IMAGES', 'GREY_MODES', 'SPLIT_FOLDERS',
-           'HUB_NAMES', 'FASHION', 'PACKAGES', 'NO_DOCUMENTS', 'MARK', 'UNMARK', 'SHARED_WORDS', 'DOCS_FORMAT', 'PIECE',
-           'SPECIAL', 'IGNORED', 'TEXT_COLUMNS', 'PAIR_COLUMNS', 'LABEL_COLUMNS', 'RESOURCES', 'BUILT_IN', 'TABLES',
-           'CONLL', 'identity', 'Split', 'Task', 'few_shot_rows', 'any_rows', 'content_groups', 'split_rows',
-           'as_float', 'Affine', 'show_images', 'digits', 'fonts', 'letters', 'has_letter', 'render',
-           'distinct_letters', 'scan', 'glyphs', 'ImageFiles', 'image_folder', 'complete_splits', 'hub_answers',
-           'hub_dataset', 'images_from_dataset', 'idx_folder', 'source_files', 'document_split', 'docstrings', 'prose',
-           'runs', 'without_overlap', 'Texts', 'Corpus', 'docs_versions', 'docs_folder', 'docs_paragraphs', 'unmarked',
-           'docs_corpus', 'text_encoding', 'text_corpus', 'dataset_corpus', 'load_corpus', 'train_tokenizer',
-           'TokenBlocks', 'tokenize', 'text_key', 'Rows', 'Ragged', 'report_cut', 'as_words', 'encode_words',
-           'sentences', 'docs_entities', 'docs_package', 'docs_pairs', 'docs_order', 'read_table', 'find_columns',
-           'text_task', 'split_files', 'read_conll', 'iob2', 'tag_names', 'tagging_task', 'tagged_words', 'reviews',
-           'review_traits', 'entities', 'dataset_task', 'polarity_task', 'load_task']
+           'HUB_NAMES', 'HUB_OPTIONS', 'FASHION', 'PACKAGES', 'NO_DOCUMENTS', 'MARK', 'UNMARK', 'SHARED_WORDS',
+           'DOCS_FORMAT', 'PIECE', 'BYTE_ORDER', 'WESTERN', 'FIRST_ROWS', 'SPECIAL', 'IGNORED', 'LINE', 'TEXT_COLUMNS',
+           'PAIR_COLUMNS', 'LABEL_COLUMNS', 'MISSING', 'TAG', 'RESOURCES', 'BUILT_IN', 'TABLES', 'CONLL', 'identity',
+           'Split', 'Task', 'few_shot_rows', 'any_rows', 'content_groups', 'split_rows', 'as_float', 'Affine',
+           'show_images', 'digits', 'fonts', 'letters', 'has_letter', 'render', 'distinct_letters', 'scan', 'glyphs',
+           'ImageFiles', 'image_folder', 'complete_splits', 'split_sentences', 'hub_answers', 'hub_dataset',
+           'images_from_dataset', 'idx_folder', 'source_files', 'document_split', 'docstrings', 'prose', 'runs',
+           'without_overlap', 'Texts', 'Corpus', 'docs_versions', 'docs_folder', 'docs_paragraphs', 'unmarked',
+           'docs_corpus', 'text_encoding', 'opened', 'text_corpus', 'dataset_corpus', 'load_corpus', 'no_use_for',
+           'train_tokenizer', 'TokenBlocks', 'tokenize', 'text_key', 'Rows', 'Ragged', 'report_cut', 'as_words',
+           'encode_words', 'sentences', 'docs_entities', 'docs_package', 'docs_pairs', 'docs_order', 'read_table',
+           'columns_of', 'find_columns', 'text_task', 'split_files', 'read_conll', 'iob2', 'tag_names', 'tagging_task',
+           'tagged_words', 'tag_columns', 'reviews', 'review_traits', 'entities', 'dataset_task', 'polarity_task',
+           'load_task']
 
 # %% ../nbs/01_data.ipynb #457269fa
 def identity(batch): return batch          # `collate_fn` for data sets that answer with whole batches
@@ -136,6 +138,7 @@ def split_rows(labels: Tensor,                          # (n,)
                groups: Sequence,                        # rows with the same group stay together
                fractions: Sequence[float] = (0.6, 0.2, 0.2),
                seed: int = 0,
+               names: Sequence[str] | None = None,      # of the labels, for the error
               ) -> list[Tensor]:                        # row numbers of train, validation, test: disjoint, and together all
     "Split rows by class in the given proportions; each class is in every split, no group is in two."
     members: dict = {}
@@ -145,14 +148,14 @@ def split_rows(labels: Tensor,                          # (n,)
     shuffled = [list(members.values())[i] for i in order]
     for label in labels.unique().tolist():
         mine = [rows for rows in shuffled if labels[rows[0]] == label]
+        if len(mine) < len(fractions):
+            raise ValueError(f"class {names[label] if names else label!r} has {len(mine)} different rows, too few for {len(fractions)} splits; add rows or drop the class")
         for part, chosen in zip(parts, _portions(mine, fractions)): part += [row for rows in chosen for row in rows]
     return [torch.tensor(sorted(part)) for part in parts]
 
 # %% ../nbs/01_data.ipynb #cc862f86
 def _portions(items: list, fractions: Sequence[float]) -> list[list]:
     "Cut `items` in the given proportions, each portion with at least one; the first takes what is left over."
-    if len(items) < len(fractions):
-        raise ValueError(f"a class has {len(items)} different rows, too few for {len(fractions)} splits; add rows or drop the class")
     sizes = [max(1, round(fraction * len(items))) for fraction in fractions[1:]]
     while sum(sizes) >= len(items): sizes[sizes.index(max(sizes))] -= 1
     ends = np.cumsum([len(items) - sum(sizes)] + sizes)
@@ -201,10 +204,10 @@ def show_images(images: Tensor,                          # (n, channels, height,
                ):
     "Show images in a grid and return the figure."
     import matplotlib.pyplot as plt
-    rows = math.ceil(len(images) / columns)
+    rows, white = math.ceil(len(images) / columns), 255 if images.dtype == torch.uint8 else 1
     figure, axes = plt.subplots(rows, columns, figsize=(columns * 0.72, rows * (0.95 if titles else 0.75) + 0.3), squeeze=False)
     for axis in axes.flat: axis.axis("off")
-    for image, axis in zip(images, axes.flat): axis.imshow(image.permute(1, 2, 0).squeeze(-1).cpu(), vmin=0)
+    for image, axis in zip(images, axes.flat): axis.imshow(image.permute(1, 2, 0).squeeze(-1).cpu(), vmin=0, vmax=white)
     for text, axis in zip(titles, axes.flat): axis.set_title(text, loc="center", fontsize=8, fontweight="normal", pad=2)
     if title: figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
@@ -223,7 +226,7 @@ def digits(seed: int = 0) -> Task:
 
 def _task(name, inputs, labels, label_names, card, fractions=(0.6, 0.2, 0.2), seed=0) -> Task:
     "A task from rows that have no splits of their own."
-    rows = split_rows(labels, content_groups(inputs), fractions, seed)
+    rows = split_rows(labels, content_groups(inputs), fractions, seed, label_names)
     whole = Split(inputs, labels)
     return Task(name, *(whole.select(r) for r in rows), label_names=label_names, card=card)
 
@@ -386,7 +389,7 @@ def image_folder(folder: str | Path,            # one folder a class, or train/v
     grey = all(_is_grey(path) for path in files["train"][0][:16])
     splits = {part: _read(paths, labels, size, 1 if grey else 3) for part, (paths, labels) in files.items()}
     card = {"origin": str(folder), "licence": "yours", "size": ", ".join(f"{len(s)} {part}" for part, s in splits.items())}
-    return Task(folder.name, **complete_splits(splits, seed), label_names=label_names, card=card)
+    return Task(folder.name, **complete_splits(splits, seed, label_names), label_names=label_names, card=card)
 
 # %% ../nbs/01_data.ipynb #eba2d65a
 def _subfolders(folder: Path) -> list[Path]:
@@ -425,15 +428,28 @@ def _read(paths: list[Path], labels: Tensor, size: int, channels: int) -> Split:
 
 def complete_splits(splits: dict[str, Split],   # with "train" at least
                     seed: int = 0,
+                    names: Sequence[str] | None = None,     # of the labels, for errors
                    ) -> dict[str, Split]:       # with "train", "validation" and "test"
     "Make the splits that are missing out of the training split, keeping copies together; drop copies across given splits."
     splits = _without_copies(splits)
     missing = [part for part in ("validation", "test") if part not in splits]
     if not missing: return splits
-    train = splits["train"]
-    classes = train.labels if isinstance(train.labels, Tensor) else torch.zeros(len(train), dtype=torch.long)      # tagged words: no strata
-    rows = split_rows(classes, content_groups(train.inputs), [1 - 0.2 * len(missing)] + [0.2] * len(missing), seed)
+    train, fractions = splits["train"], [1 - 0.2 * len(missing)] + [0.2] * len(missing)
+    groups = content_groups(train.inputs)
+    rows = split_rows(train.labels, groups, fractions, seed, names) if isinstance(train.labels, Tensor) else split_sentences(train.labels, groups, fractions, seed)
     return splits | {part: train.select(r) for part, r in zip(["train", *missing], rows)}
+
+
+def split_sentences(tags: Sequence[Sequence[int]], groups: Sequence, fractions: Sequence[float], seed: int = 0) -> list[Tensor]:
+    "Split sentences whose words are tagged. A sentence with a tag that the first part would lack goes there, with its copies."
+    if len(set(groups)) < len(fractions): raise ValueError(f"{len(set(groups))} different sentences are too few for {len(fractions)} splits; add some")
+    first, *others = split_rows(torch.zeros(len(tags), dtype=torch.long), groups, fractions, seed)
+    known, moved = {tag for row in first.tolist() for tag in tags[row]}, set()
+    for row in torch.cat(others).tolist():
+        if not known.issuperset(tags[row]): known.update(tags[row]); moved.add(groups[row])
+    parts = [torch.tensor([row for row in part.tolist() if groups[row] not in moved], dtype=torch.long) for part in others]
+    if not all(map(len, parts)): raise ValueError(f"{len(tags)} sentences are too few for {len(fractions)} splits: nearly each has a tag of its own; add some")
+    return [torch.tensor(sorted(first.tolist() + [row for row, group in enumerate(groups) if group in moved])), *parts]
 
 
 def _without_copies(splits: dict[str, Split]) -> dict[str, Split]:
@@ -453,6 +469,7 @@ def _without_copies(splits: dict[str, Split]) -> dict[str, Split]:
 HUB_NAMES = {"fashion_mnist": "zalando-datasets/fashion_mnist", "mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10",
              "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn", "food101": "ethz/food101",
              "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes", "wnut17": "leondz/wnut_17"}
+HUB_OPTIONS = {"wnut17": {"revision": "refs/convert/parquet"}}        # its main branch holds a script, which `datasets` no longer runs
 
 
 def hub_answers(seconds: float = 3.0) -> bool:
@@ -474,16 +491,17 @@ def _without_network() -> Iterator[None]:
     finally: config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def hub_dataset(name: str, **options):
-    "The `datasets.DatasetDict` of a Hub data set: from the network, or from datasets' cache where there is none."
+def hub_dataset(repository: str,      # "owner/name"
+                instead: str,         # what there is without a network, for the error
+                /, **options):        # passed on to `datasets.load_dataset`: `name` of a configuration, `revision`, `streaming` ...
+    "A data set of the Hub, from the network or, where there is none, from datasets' cache."
     from datasets import load_dataset
     offline = not hub_answers()
     try:
-        with _without_network() if offline else nullcontext(): return load_dataset(name, **options)
+        with _without_network() if offline else nullcontext(): return load_dataset(repository, **options)
     except Exception as error:
-        reason = "the Hub cannot be reached from here" if offline else str(error).splitlines()[0]
-        raise ConnectionError(f"the data set {name!r} could not be loaded: {reason}. Without a network there are the tasks "
-                              f"{', '.join(sorted(BUILT_IN))}, your own folder of images, and copies in $FTLEARN_DATA.") from error
+        if offline: raise ConnectionError(f"the data set {repository!r} could not be loaded: the Hub cannot be reached from here. Without a network there are {instead}, and copies in $FTLEARN_DATA.") from error
+        raise ValueError(f"the data set {repository!r} could not be loaded: {' '.join(str(error).split())[:400] or type(error).__name__}") from error
 
 
 def images_from_dataset(data,               # a `datasets.Dataset` or `DatasetDict` with an image and a label column
@@ -500,7 +518,7 @@ def images_from_dataset(data,               # a `datasets.Dataset` or `DatasetDi
     parts = {part: data[alias] for part, aliases in SPLIT_FOLDERS.items() for alias in aliases if alias in data}
     splits = {part: _from_rows(rows, image, label, size) for part, rows in parts.items()}
     splits = {part: split.select((split.labels >= 0).nonzero()[:, 0]) for part, split in splits.items()}    # −1: not labelled
-    return Task(name, **complete_splits(splits, seed), label_names=features[label].names,
+    return Task(name, **complete_splits(splits, seed, features[label].names), label_names=features[label].names,
                 card={"origin": name, "licence": getattr(data["train"].info, "license", "") or "see its page on the Hub"})
 
 # %% ../nbs/01_data.ipynb #030f3671
@@ -704,49 +722,73 @@ def docs_corpus() -> Corpus:
 
 # %% ../nbs/01_data.ipynb #c390ced0
 PIECE = 64_000          # characters of a file that are read as one document
+BYTE_ORDER = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}   # UTF-32's begins as UTF-16's does
 
 
 def text_encoding(path: Path) -> str:
-    "The encoding of a text file; an error if it is not text. The whole file is looked at, a piece at a time."
-    decoder, position, accents = codecs.getincrementaldecoder("utf-8-sig")(), 0, False
+    "The encoding of a text file, with a warning if it is a guess; an error if it is not text. The whole file is looked at, a piece at a time."
+    decoder, read, lines, accents = codecs.getincrementaldecoder("utf-8-sig")(), 0, 1, False
     with open(path, "rb") as file:
         while piece := file.read(PIECE):
-            if position == 0 and piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): return "utf-16"
-            if b"\0" in piece: raise ValueError(f"{path} is a binary file, not text; remove it from the corpus, or convert it to plain text")
-            try: decoder.decode(piece)
+            if read == 0 and (marked := next((name for mark, name in BYTE_ORDER.items() if piece.startswith(mark)), None)): return marked
+            if b"\0" in piece: raise ValueError(f"{path} is a binary file, not text; leave it out, or convert it to plain text")
+            try: text = decoder.decode(piece, final=len(piece) < PIECE)
             except UnicodeDecodeError as error:
-                if not accents and error.object[:error.start].isascii(): return _older_encoding(path, piece)
-                raise ValueError(f"{path} is UTF-8 up to byte {position + error.start}, and not from there on; mend or convert it") from error
-            position, accents = position + len(piece), accents or not piece.isascii()
+                good = error.object[:error.start]
+                if not accents and good.isascii(): return _older_encoding(path, lines + good.count(b"\n"))
+                raise ValueError(f"{path} is UTF-8 up to byte {read + len(piece) - len(error.object) + error.start}, and not from there on; mend or convert it") from error
+            read, lines, accents = read + len(piece), lines + piece.count(b"\n"), accents or not text.isascii()
     return "utf-8-sig"
 
 
-def _older_encoding(path: Path, piece: bytes) -> str:
-    "Where nearly all letters are ASCII, Western Europe's encoding; otherwise what `charset_normalizer` finds likeliest."
-    if sum(byte > 127 for byte in piece) < 0.2 * len(piece):
-        try: piece.decode("cp1252")
-        except UnicodeDecodeError: return "latin-1"
-        return "cp1252"
-    from charset_normalizer import from_bytes
-    best = from_bytes(piece).best()
-    if best is None: raise ValueError(f"the encoding of {path} cannot be recognised; convert it to UTF-8")
-    return best.encoding
+def _older_encoding(path: Path, line: int) -> str:
+    "Western Europe's encoding, if its languages could have the words that it gives; otherwise what `charset_normalizer` finds likeliest."
+    with open(path, "rb") as file:
+        lines = (line for line in iter(lambda: file.readline(PIECE), b"") if not line.isascii())
+        some = b"".join(itertools.islice(lines, 10_000))
+    encoding = next((western for western in ("cp1252", "latin-1") if _is_western(some, western)), None)
+    if not encoding:
+        from charset_normalizer import from_bytes
+        encoding = getattr(from_bytes(some).best(), "encoding", None)
+    if encoding in (None, "cp1258", "latin_1"): raise ValueError(f"the encoding of {path} cannot be recognised (line {line}); convert it to UTF-8, or name it: encoding='...'")
+    warnings.warn(f"{path} is not UTF-8 (line {line}) and is read as {encoding}, which is a guess; if it is wrong, name another: encoding='...'", stacklevel=2)
+    return encoding
 
 
-def _pieces(path: Path, size: int = PIECE) -> Iterator[str]:
-    "The text of a file, cut at line ends into pieces of about `size` characters."
-    encoding = text_encoding(path)
+WESTERN = [set(letters) for letters in (      # beyond ASCII: French, German, Spanish, Portuguese, Italian, the Nordic languages, Dutch, Catalan
+    "àâæçèéêëîïôœùûüÿ", "äöüß", "áéíïñóúüç", "àáâãçéêíóôõúü", "àèéìíîòóùú", "åäæéèêòóöôøü", "àáèéêëíïóöúü", "àçèéíïòóúü")]
+
+
+def _is_western(text: bytes, encoding: str) -> bool:
+    "Whether nine in ten words beyond ASCII could be of a language of `WESTERN`. Polish would have words like 'mo¿na', Russian 'äîì'."
+    try: words = {word.strip("¹²³¼½¾ªºµ¿¡£¥¦¨¯¸_0123456789") for word in re.findall(r"[\w¿¡£¥¦¨¯¸]+", text.decode(encoding).lower())}
+    except UnicodeDecodeError: return False
+    words = [word for word in words if not word.isascii()]
+    def fits(word):
+        beyond = {letter for letter in word if not letter.isascii()}
+        return (len(word) == 1 or len(beyond) < len(set(word))) and any(beyond <= letters for letters in WESTERN)
+    return sum(map(fits, words)) >= 0.9 * len(words)
+
+
+@contextmanager
+def opened(path: Path, encoding: str | None = None, newline: str | None = None) -> Iterator:
+    "A text file to read, in the encoding that is given or recognised; where that does not hold, the error names the file."
+    encoding = encoding or text_encoding(path)
     try:
-        with open(path, encoding=encoding) as file:
-            while lines := file.readlines(size): yield "".join(lines)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not {encoding} throughout ({error.reason}); convert it to UTF-8") from error
+        with open(path, encoding=encoding, newline=newline) as file: yield file
+    except UnicodeDecodeError as error: raise ValueError(f"{path} is not {encoding} throughout ({error.reason}); mend it, or convert it to UTF-8") from error
 
 
-def text_corpus(source: str | Path) -> Corpus:
+def _pieces(path: Path, size: int = PIECE, encoding: str | None = None) -> Iterator[str]:
+    "The text of a file, cut at line ends into pieces of about `size` characters."
+    with opened(path, encoding) as file:
+        while lines := file.readlines(size): yield "".join(lines)
+
+
+def text_corpus(source: str | Path, encoding: str | None = None) -> Corpus:
     "A corpus from a text file, or from all files of a folder."
     path = Path(source).expanduser()
-    if not path.exists(): raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
+    if not path.exists(): raise FileNotFoundError(f"there is no file or folder {str(path)!r}; give one that holds text, 'docs', or a Hub name such as 'owner/name'")
     files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
     total = sum(file.stat().st_size for file in files)
     if not total: raise ValueError(f"{str(path)!r} holds no text; give a text file, or a folder with some")
@@ -755,10 +797,10 @@ def text_corpus(source: str | Path) -> Corpus:
     def texts(wanted):
         number = 0
         for index, file in enumerate(files):
-            for piece in _pieces(file, size):
+            for piece in _pieces(file, size, encoding):
                 if piece.strip() and _held_out(index if many else number) == wanted: yield piece
                 number += 1
-    key = hashlib.sha256(repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files] + [encoding] * bool(encoding)).encode()).hexdigest()[:16]
     return Corpus(path.name, Texts(lambda: texts(False)), Texts(lambda: texts(True)), key,
                   {"origin": f"{len(files)} file{'s' * (len(files) != 1)} of {path.name}", "size": f"{total / 1e6:.1f} MB", "licence": "see its owner"})
 
@@ -778,16 +820,27 @@ def dataset_corpus(data, name: str = "dataset", column: str | None = None) -> Co
         return Texts(lambda: (row[column] for number, row in enumerate(rows)
                               if (row[column] or "").strip() and (wanted is None or _held_out(number) == wanted)))
     train, validation = (texts(parts["train"]), texts(own)) if own is not None else (texts(parts["train"], False), texts(parts["train"], True))
-    print_of = lambda rows: getattr(rows, "_fingerprint", None) or name
-    return Corpus(name, train, validation, hashlib.sha256(f"{print_of(parts['train'])}/{column}".encode()).hexdigest()[:16],
+    keys = [name, column, *(_rows_key(rows, column) for rows in (parts["train"], own) if rows is not None)]
+    return Corpus(name, train, validation, hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16],
                   {"origin": name, "licence": getattr(getattr(parts["train"], "info", None), "license", "") or "see its page on the Hub"})
+
+
+FIRST_ROWS = 1000        # of a stream: what is looked at
+
+
+def _rows_key(rows, column: str) -> list[str]:
+    "What tells rows from others: datasets' fingerprint, or their texts. Of a stream, which may have no end, the first thousand must do."
+    if getattr(rows, "_fingerprint", None): return [rows._fingerprint]
+    texts = hashlib.sha256()
+    for row in itertools.islice(iter(rows), None if hasattr(rows, "__len__") else FIRST_ROWS): texts.update(json.dumps(row[column]).encode())
+    return [str(getattr(getattr(rows, "info", None), "config_name", None)), str(getattr(rows, "split", None)), texts.hexdigest()]
 
 
 def _text_column(rows, name: str, column: str | None) -> str:
     "The column with the text: the one that was named, one called 'text', or the only one that holds strings."
-    first = next(iter(rows), None)
-    if first is None: raise ValueError(f"{name!r} holds no rows")
-    strings = [key for key, value in first.items() if isinstance(value, str)]
+    first = list(itertools.islice(iter(rows), 20))
+    if not first: raise ValueError(f"{name!r} holds no rows")
+    strings = list(dict.fromkeys(key for row in first for key, value in row.items() if isinstance(value, str)))
     if column is not None and column not in strings: raise ValueError(f"{name!r} has no text column {column!r}; its text columns are {strings}")
     if column is None and "text" not in strings and len(strings) != 1: raise ValueError(f"{name!r} has the text columns {strings}; name one: column=...")
     return column or ("text" if "text" in strings else strings[0])
@@ -795,17 +848,32 @@ def _text_column(rows, name: str, column: str | None) -> str:
 
 def load_corpus(source="docs",                # "docs", a file or folder of text, a Hub name, a `datasets` object, or a `Corpus`
                 column: str | None = None,    # of a data set: where the text is
+                encoding: str | None = None,  # of text files, where it would not be recognised
                 **options,                    # passed on to `datasets.load_dataset`, such as name="wikitext-2-v1"
                ) -> Corpus:
     "Text to pretrain on, from any of the places where text is kept."
-    if isinstance(source, Corpus): return source
-    if not isinstance(source, (str, Path)): return dataset_corpus(source, column=column)
-    if source == "docs": return docs_corpus()
-    if Path(source).expanduser().exists(): return text_corpus(source)
+    if isinstance(source, Corpus) or isinstance(source, str) and source == "docs":
+        no_use_for(options | {"column": column, "encoding": encoding}, "a corpus that is there already")
+        return docs_corpus() if source == "docs" else source
+    if not isinstance(source, (str, Path)):
+        no_use_for(options | {"encoding": encoding}, "a data set that is loaded already")
+        return dataset_corpus(source, column=column)
     local = Path(os.environ.get("FTLEARN_DATA") or os.devnull)/str(source)
-    if local.exists(): return text_corpus(local)
-    if isinstance(source, str) and _is_hub_name(source): return dataset_corpus(hub_dataset(source, **options), source, column)
-    return text_corpus(source)            # says that there is no such file
+    path = next((p for p in (Path(source).expanduser(), local) if p.exists()), None)
+    if path is None and isinstance(source, str) and _is_hub_name(source):
+        no_use_for({"encoding": encoding}, "a data set of the Hub")
+        return dataset_corpus(hub_dataset(source, "the corpus 'docs', a file or folder of text", **options), _with_configuration(source, options), column)
+    no_use_for(options | {"column": column}, f"{str(source)!r}, which would be a file or folder of text")
+    return text_corpus(path or source, encoding)
+
+
+def _with_configuration(repository: str, options: dict) -> str: return "/".join([repository, *filter(None, [options.get("name")])])
+
+
+def no_use_for(options: dict, what: str) -> None:
+    "An option that would be ignored is an error."
+    given = [name for name, value in options.items() if value is not None]
+    if given: raise TypeError(f"{', '.join(given)}: no such option for {what}")
 
 # %% ../nbs/01_data.ipynb #30adaeb7
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -1030,62 +1098,76 @@ def _reordered(words: list[str], width: int, rng: torch.Generator) -> list[str]:
     return words[:start] + moved + words[start + width:]
 
 # %% ../nbs/01_data.ipynb #c08f6cee
-def read_table(path: str | Path) -> list[dict]:
-    "The rows of a .csv, .tsv, .jsonl or .parquet file; each says under `\"#\"` which line (of Parquet: row) it is from."
+LINE = "(line)"          # the key under which a row says where it begins
+
+
+def read_table(path: str | Path, encoding: str | None = None) -> list[dict]:
+    "The rows of a .csv, .tsv, .jsonl or .parquet file; each says under `LINE` at which line (of Parquet: row) it begins."
     path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f"there is no file {str(path)!r}")
     reader = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(path.suffix.lower())
-    if reader is None: raise ValueError(f"{path} is no table that can be read; give a .csv, .tsv, .jsonl or .parquet file")
-    rows = reader(path)
+    if reader is None: raise ValueError(f"{path} is no table that can be read; give a .csv, .tsv, .jsonl or .parquet file; for tagged words, one that ends in {', '.join(sorted(CONLL))}")
+    rows = reader(path, encoding)
     if not rows: raise ValueError(f"{path} holds no rows")
     return rows
 
 
-def _read_csv(path: Path, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> list[dict]:
+def _read_csv(path: Path, encoding: str | None = None, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> list[dict]:
     "Comma-separated values with a header; a line with too many or too few values is an error."
     csv.field_size_limit(10**9)             # a text may be a book
-    rows = []
-    with open(path, encoding=text_encoding(path), newline="") as file:
+    rows, start = [], 1
+    with opened(path, encoding, newline="") as file:
         lines = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             header = [name.strip() for name in next(lines, [])]
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice: raise ValueError(f"the header of {path} has {', '.join(map(repr, twice))} more than once; rename one")
             if len(header) == 1 and any(mark in header[0] for mark in ";\t|"): raise ValueError(f"the header of {path} is {header[0]!r}: its columns must be separated by {delimiter!r}")
+            start = lines.line_num + 1
             for values in lines:
+                number, start = start, lines.line_num + 1           # quoted, a text may run over several lines
                 if not values: continue
                 if len(values) != len(header):
-                    raise ValueError(f"line {lines.line_num} of {path} has {len(values)} values, and the header {len(header)}: put quotes around a text that holds {delimiter!r}")
-                rows.append(dict(zip(header, values)) | {"#": lines.line_num})
-        except (csv.Error, UnicodeDecodeError) as error: raise ValueError(f"{path} cannot be read from line {lines.line_num} on: {error}") from error
+                    raise ValueError(f"line {number} of {path} has {len(values)} values, and the header {len(header)}: put quotes around a text that holds {delimiter!r}")
+                rows.append(dict(zip(header, values)) | {LINE: number})
+        except csv.Error as error: raise ValueError(f"{path} cannot be read from line {start} on: {error}") from error
     return rows
 
 
-def _read_tsv(path: Path) -> list[dict]:
-    "Tab-separated values. Quotes are quotes where every row then fits into one line; otherwise they are part of the texts."
-    try: rows = _read_csv(path, "\t")
-    except ValueError: return _read_csv(path, "\t", csv.QUOTE_NONE)
-    return _read_csv(path, "\t", csv.QUOTE_NONE) if any("\n" in str(value) for row in rows for value in row.values()) else rows
+def _read_tsv(path: Path, encoding: str | None = None) -> list[dict]:
+    "Tab-separated values. Quotes are part of the texts where they could not be quotes, or where each line is a whole row without them."
+    plain = lambda: _read_csv(path, encoding, "\t", csv.QUOTE_NONE)
+    try: rows = _read_csv(path, encoding, "\t")
+    except ValueError: return plain()
+    if not any("\n" in str(value) for row in rows for value in row.values()): return rows
+    try: return plain()
+    except ValueError: return rows
 
 
-def _read_jsonl(path: Path) -> list[dict]:
+def _read_jsonl(path: Path, encoding: str | None = None) -> list[dict]:
     "A JSON object a line."
     rows = []
-    with open(path, encoding=text_encoding(path)) as file:
+    with opened(path, encoding) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip(): continue
             try: row = json.loads(line)
             except ValueError as error: raise ValueError(f"line {number} of {path} is not valid JSON: {error}") from error
             if not isinstance(row, dict): raise ValueError(f"line {number} of {path} is not a JSON object such as {{\"text\": ..., \"label\": ...}}")
-            rows.append(row | {"#": number})
+            rows.append(row | {LINE: number})
     return rows
 
 
-def _read_parquet(path: Path) -> list[dict]:
+def _read_parquet(path: Path, encoding: str | None = None) -> list[dict]:
     import pyarrow.parquet
+    no_use_for({"encoding": encoding}, "Parquet")
     try: rows = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error: raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    return [row | {"#": number} for number, row in enumerate(rows, start=1)]
+    return [row | {LINE: number} for number, row in enumerate(rows, start=1)]
+
+
+def columns_of(rows: list[dict]) -> list[str]:
+    "The columns that any of the rows has."
+    return list(dict.fromkeys(key for row in rows for key in row if key != LINE))
 
 # %% ../nbs/01_data.ipynb #38831ddf
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise", "question1", "review", "question", "content", "comment", "message", "tweet")
@@ -1099,7 +1181,10 @@ def find_columns(names: Sequence[str], where: str, text: str | None = None, pair
         if given is not None and given not in names: raise ValueError(f"{where} has no column {given!r}; its columns are {', '.join(names)}")
         return given or next((name for word in usual for name in names if name.lower() == word and name not in taken), None)
     named = text is not None
-    text, label = found(text, TEXT_COLUMNS), found(label, LABEL_COLUMNS)
+    text = found(text, TEXT_COLUMNS)
+    labels = [name for name in names if name.lower() in LABEL_COLUMNS and name not in (text, pair)]
+    if label is None and len(labels) > 1: raise ValueError(f"{where} has several columns that look like labels, {', '.join(labels)}; say which: load_task(..., label='...')")
+    label = found(label, LABEL_COLUMNS, (text, pair))
     rest = [name for name in names if name not in (text, label)]
     if text is None and label is not None and len(rest) == 1: text = rest[0]
     if text is None or label is None:
@@ -1111,21 +1196,46 @@ def find_columns(names: Sequence[str], where: str, text: str | None = None, pair
     return text, pair, label
 
 
+MISSING = ("", "nan", "null", "<na>", "#n/a")            # as pandas and spreadsheets write it
+
+
 def _check_texts(rows: list[dict], columns: Sequence[str], where: str) -> None:
     "Every row must have a text in each of these columns."
-    empty = [row["#"] for row in rows if not all(isinstance(row.get(name), str) and row[name].strip() for name in columns)]
+    empty = [row[LINE] for row in rows if not all(isinstance(row.get(name), str) and row[name].strip().lower() not in MISSING for name in columns)]
     if empty: raise ValueError(f"{_lines(empty, where)} no text; fill it in or remove the row")
 
 
 def _label_names(rows: list[dict], column: str, where: str) -> list[str]:
     "The labels that occur, numbers in their order; a missing one is an error."
-    strange = [row["#"] for row in rows if isinstance(row.get(column), (list, dict))]
+    strange = [row[LINE] for row in rows if isinstance(row.get(column), (list, dict))]
     if strange: raise ValueError(f"{_lines(strange, where)} a list in {column!r}; one label a row is what can be learned here")
-    missing = [row["#"] for row in rows if row.get(column) is None or str(row[column]).strip().lower() in ("", "nan", "null")]
+    missing = [row[LINE] for row in rows if row.get(column) is None or str(row[column]).strip().lower() in MISSING]
     if missing: raise ValueError(f"{_lines(missing, where)} no {column!r}; label or remove the row")
-    names = {str(row[column]).strip() for row in rows}
+    names = {_as_label(row[column]) for row in rows}
+    if sum(bool(re.fullmatch(r"-?\d*\.\d+(e[-+]?\d+)?", name)) for name in names) > 20:
+        raise ValueError(f"{where} has {len(names)} different numbers in {column!r}: a quantity, not classes; make a few classes of it, such as low and high")
     if len({name.lower() for name in names}) < len(names): raise ValueError(f"{where} has labels that differ by capital letters only ({', '.join(sorted(names)[:6])}); write each in one way")
     return sorted(names, key=lambda name: (float(name), "") if re.fullmatch(r"-?\d+(\.\d+)?", name) else (math.inf, name))
+
+
+def _as_label(value) -> str:
+    "A label as text. 1.0 is 1: pandas makes floats of whole numbers where one is missing."
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
+
+
+def _warn_of_doubtful(rows: list[dict], labels: list[str], where: str) -> None:
+    "Labels that may say that there is none: they could be meant, and are kept."
+    doubtful = [row[LINE] for row, label in zip(rows, labels) if label in ("NA", "N/A", "None")]
+    if doubtful: warnings.warn(f"{_lines(doubtful, where)} a label such as 'NA' or 'None', which is taken for a class; if it says that there is none, remove the rows", stacklevel=5)
+
+
+def _warn_of_torn(rows: list[dict], labels: list[str], texts: Rows, where: str) -> None:
+    "Equal texts with different labels: one of them is wrong, or the text does not say enough."
+    seen: dict = {}
+    for key, row, label in zip(texts.groups(), rows, labels): seen.setdefault(key, {}).setdefault(label, row[LINE])
+    torn = [found for found in seen.values() if len(found) > 1]
+    if torn: warnings.warn(f"{len(torn)} different texts of {where} occur with more than one label, one of them with "
+                           f"{' and '.join(f'{label!r} (line {number})' for label, number in torn[0].items())}", stacklevel=5)
 
 
 def _lines(numbers: list[int], where: str) -> str:
@@ -1137,15 +1247,19 @@ def _lines(numbers: list[int], where: str) -> str:
 # %% ../nbs/01_data.ipynb #87b57696
 def text_task(source: str | Path,          # a table, or a folder with train, validation and test tables
               text: str | None = None,     # its columns, where their names are unusual
-              pair: str | None = None, label: str | None = None, seed: int = 0) -> Task:
-    "Your own labelled texts, or pairs of texts, as a task."
+              pair: str | None = None, label: str | None = None, seed: int = 0,
+              encoding: str | None = None,     # of the files, where it would not be recognised
+             ) -> Task:
+    "Your own labelled texts, pairs of texts, or sentences with tagged words, as a task."
     path = Path(source).expanduser()
     files = split_files(path) if path.is_dir() else {"train": path}
-    parts = {part: read_table(file) for part, file in files.items()}
-    split = next((key for key in parts["train"][0] if key.lower() == "split"), None)
+    parts = {part: read_table(file, encoding) for part, file in files.items()}
+    split = next((key for key in columns_of(parts["train"]) if key.lower() == "split"), None)
     if list(parts) == ["train"] and split: parts = _by_column(parts["train"], split, path)
     card = {"origin": str(path), "licence": "yours", "size": ", ".join(f"{len(rows)} rows for {part}" for part, rows in parts.items())}
     wheres = {part: str(files.get(part, path)) for part in parts}
+    tagged = tag_columns(parts["train"])
+    if tagged: return _tagged_rows(path.stem, parts, wheres, _one_of(tagged, label, str(path)), {"text": text, "pair": pair}, card, seed)
     return _task_of_rows(path.stem, parts, wheres, (text, pair, label), card, seed)
 
 
@@ -1164,7 +1278,7 @@ def _by_column(rows: list[dict], column: str, path: Path) -> dict[str, list[dict
     "Rows by what their `split` column says."
     alias = {name: part for part, names in SPLIT_FOLDERS.items() for name in names}
     said = [str(row.get(column)).strip().lower() for row in rows]
-    strange = [row["#"] for row, name in zip(rows, said) if name not in alias]
+    strange = [row[LINE] for row, name in zip(rows, said) if name not in alias]
     if strange: raise ValueError(f"{_lines(strange, str(path))} a {column!r} that is none of {', '.join(alias)}")
     parts = {part: [row for row, name in zip(rows, said) if alias[name] == part] for part in SPLIT_FOLDERS}
     if not parts["train"]: raise ValueError(f"no row of {path} has the split 'train'")
@@ -1173,47 +1287,68 @@ def _by_column(rows: list[dict], column: str, path: Path) -> dict[str, list[dict
 
 def _task_of_rows(name, parts: dict[str, list[dict]], wheres: dict[str, str], columns, card, seed: int, names: list[str] | None = None) -> Task:
     "A task from the rows of each split, checked."
-    text, pair, label = find_columns([key for key in parts["train"][0] if key != "#"], wheres["train"], *columns)
+    text, pair, label = find_columns(columns_of(parts["train"]), wheres["train"], *columns)
     read = [text, pair] if pair else [text]
+    for part, rows in parts.items():
+        absent = [key for key in (*read, label) if key not in columns_of(rows)]
+        if absent: raise ValueError(f"{wheres[part]} has no column {absent[0]!r}, which the training split has; its columns are {', '.join(columns_of(rows))}. Add it, or leave this split out")
     present = _label_names(parts["train"], label, wheres["train"])
-    label_names = [name for name in names if name in present] if names else present
+    label_names = [name for name in map(_as_label, names) if name in present] if names else present
     number = {name: i for i, name in enumerate(label_names)}
     splits = {}
     for part, rows in parts.items():
         _check_texts(rows, read, wheres[part])
         unknown = set(_label_names(rows, label, wheres[part])) - set(label_names)
-        if unknown: raise ValueError(f"the {part} split ({wheres[part]}) has labels that the training split lacks: {', '.join(sorted(unknown))}")
+        labels = [_as_label(row[label]) for row in rows]
+        if unknown:
+            found = _lines([row[LINE] for row, name in zip(rows, labels) if name in unknown], wheres[part])
+            raise ValueError(f"{found} labels that the training split lacks: {', '.join(sorted(unknown))}; drop these rows, or add such to the training split")
         texts = Rows(tuple(row[key] for key in read) if pair else row[text] for row in rows)
-        splits[part] = Split(texts, torch.tensor([number[str(row[label]).strip()] for row in rows]))
+        if not names: _warn_of_doubtful(rows, labels, wheres[part])
+        _warn_of_torn(rows, labels, texts, wheres[part])
+        splits[part] = Split(texts, torch.tensor([number[name] for name in labels]))
     if len(label_names) < 2: raise ValueError(f"{wheres['train']} holds one class only, {label_names[0]!r}; a classifier needs at least two")
     card = card | {"columns": f"text {' + '.join(map(repr, read))}, label {label!r}"}
-    task = Task(name, **complete_splits(splits, seed), label_names=label_names, kind="text-classification", card=card)
+    task = Task(name, **complete_splits(splits, seed, label_names), label_names=label_names, kind="text-classification", card=card)
     lost = [label_names[k] for k in range(len(label_names)) if not (task.train.labels == k).any()]
     if lost: raise ValueError(f"all training texts of {', '.join(map(repr, lost))} are also in a split that measures; the splits of {name!r} must not share texts")
     return task
 
 # %% ../nbs/01_data.ipynb #2b2945d6
-def read_conll(path: str | Path) -> tuple[list[list[str]], list[list[str]]]:
+TAG = re.compile(r"O|[BI]-\S+")
+
+
+def read_conll(path: str | Path, encoding: str | None = None) -> tuple[list[list[str]], list[list[str]]]:
     "The sentences of a CoNLL file and their tags, in IOB2. The word is the first column, the tag the last."
     path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f"there is no file {str(path)!r}")
     sentences, tags, columns = [[]], [[]], None
-    with open(path, encoding=text_encoding(path)) as file:
-        for number, line in enumerate(file, start=1):
-            values = [value.strip() for value in line.split("\t")] if "\t" in line else line.split()
-            if not any(values) or values[0] == "-DOCSTART-":
-                if sentences[-1]: sentences.append([]); tags.append([])
-                continue
-            columns = columns or len(values)
-            if len(values) != columns or columns < 2 or not values[0]:
-                raise ValueError(f"line {number} of {path} has {len(values)} column{'s' * (len(values) != 1)} ({line.strip()!r}), and should have a word, "
-                                 f"a tag, and {max(columns, 2)} columns as the first line has")
-            if not re.fullmatch(r"O|[BI]-\S+", values[-1]):
-                raise ValueError(f"line {number} of {path} has the tag {values[-1]!r}; tags are O, or B- or I- and a class, such as B-person")
-            sentences[-1].append(values[0]); tags[-1].append(values[-1])
+    with opened(path, encoding) as file: lines = file.readlines()
+    tabs = any("\t" in line for line in lines)
+    for number, line in enumerate(lines, start=1):
+        values = [value.strip(" \n") for value in line.split("\t")] if "\t" in line else re.split(" +", line.strip(" \n"))      # a non-breaking space is part of a word
+        if not line.strip() or values[0] == "-DOCSTART-":
+            if sentences[-1]: sentences.append([]); tags.append([])
+            continue
+        row = len(values) in {columns or len(values)} - {1} and TAG.fullmatch(values[-1]) and ("\t" in line or not tabs)
+        if line.startswith("# ") and not row: continue         # a comment; "# O" may be a word and its tag
+        columns = columns or len(values)
+        if len(values) != columns or columns < 2 or not values[0]:
+            raise ValueError(f"line {number} of {path} has {len(values)} column{'s' * (len(values) != 1)} ({line.strip()!r}), and should have a word, "
+                             f"a tag, and {max(columns, 2)} columns as the first line has")
+        if not TAG.fullmatch(values[-1]):
+            raise ValueError(f"line {number} of {path} has the tag {values[-1]!r}; tags are O, or B- or I- and a class, such as B-person")
+        sentences[-1].append(values[0]); tags[-1].append(values[-1])
     found = [(words, iob2(t)) for words, t in zip(sentences, tags) if words]
     if not found: raise ValueError(f"{path} holds no sentences")
+    if columns > 2 and all(_is_count(words) for words, _ in found):
+        raise ValueError(f"the first column of {path} numbers the words of each sentence; remove it, so that a line begins with the word and ends with its tag")
     return [words for words, _ in found], [t for _, t in found]
+
+
+def _is_count(words: list[str]) -> bool:
+    "Whether the words are 1, 2, 3 ...; CoNLL-U counts words in one as 2-3, and words left out as 2.1."
+    return [word for word in words if not re.fullmatch(r"\d+[-.]\d+", word)] == [str(n + 1) for n in range(sum(word.isdigit() for word in words))]
 
 
 def iob2(tags: Sequence[str]) -> list[str]:
@@ -1227,24 +1362,73 @@ def tag_names(classes: Iterable[str]) -> list[str]:
     return ["O", *(f"{letter}-{name}" for name in sorted(classes) for letter in "BI")]
 
 
-def tagging_task(source: str | Path, seed: int = 0) -> Task:
+def tagging_task(source: str | Path, seed: int = 0, encoding: str | None = None) -> Task:
     "Sentences with tagged words, from a CoNLL file or a folder with one for each split."
     path = Path(source).expanduser()
     files = split_files(path) if path.is_dir() else {"train": path}
     card = {"origin": str(path), "licence": "yours"}
-    return tagged_words(path.stem, {part: read_conll(file) for part, file in files.items()}, card, seed)
+    return tagged_words(path.stem, {part: read_conll(file, encoding) for part, file in files.items()}, card, seed, {part: str(file) for part, file in files.items()})
 
 
-def tagged_words(name: str, parts: dict[str, tuple], card: dict, seed: int = 0) -> Task:
+def tagged_words(name: str, parts: dict[str, tuple], card: dict, seed: int = 0, wheres: dict[str, str] | None = None) -> Task:
     "A task from (sentences, tags) of each split that there is."
-    classes = {part: {tag[2:] for sentence in tags for tag in sentence if tag != "O"} for part, (_, tags) in parts.items()}
-    if not classes["train"]: raise ValueError(f"no word of {name!r} is tagged as anything but O: there is nothing to learn")
-    for part, found in classes.items():
-        if found - classes["train"]: raise ValueError(f"the {part} split of {name!r} has classes that the training split lacks: {', '.join(sorted(found - classes['train']))}")
-    names = tag_names(classes["train"])
+    wheres = wheres or {part: f"the {part} split of {name!r}" for part in parts}
+    classes_of = lambda tags: {tag[2:] for tag in tags if tag != "O"}
+    classes = set().union(*map(classes_of, parts["train"][1]))
+    if not classes: raise ValueError(f"no word of {wheres['train']} is tagged as anything but O: there is nothing to learn")
+    for part, (_, tags) in parts.items():
+        for number, row in enumerate(tags, start=1):
+            if not classes_of(row) <= classes: raise ValueError(f"sentence {number} of {wheres[part]} has classes that the training split lacks: {', '.join(sorted(classes_of(row) - classes))}")
+    names = tag_names(classes)
     number = {tag: i for i, tag in enumerate(names)}
     splits = {part: Split(Rows(sentences), Rows([number[tag] for tag in row] for row in tags)) for part, (sentences, tags) in parts.items()}
-    return Task(name, **complete_splits(splits, seed), label_names=names, kind="token-classification", card=card)
+    task = Task(name, **complete_splits(splits, seed), label_names=names, kind="token-classification", card=card)
+    lost = classes - set().union(*(classes_of([names[tag] for tag in row]) for row in task.train.labels))
+    if lost: raise ValueError(f"all training sentences with {', '.join(sorted(lost))} are also in a split that measures; the splits of {name!r} must not share sentences")
+    return task
+
+# %% ../nbs/01_data.ipynb #aab491f0
+def tag_columns(rows: list[dict]) -> list[str]:
+    "The columns that hold lists of tags, such as ['B-PER', 'O'], as the first list in them shows."
+    return [key for key, first in _lists(rows).items() if all(TAG.fullmatch(tag) for tag in first)]
+
+
+def _lists(rows: list[dict]) -> dict[str, list[str]]:
+    "The columns that hold lists of strings, each with the first one that is not empty."
+    firsts = {key: next((row[key] for row in rows if row.get(key)), None) for key in columns_of(rows)}
+    return {key: first for key, first in firsts.items() if isinstance(first, list) and all(isinstance(item, str) for item in first)}
+
+
+def _tagged_rows(name: str, parts: dict[str, list[dict]], wheres: dict[str, str], tags: str, options: dict, card: dict, seed: int, names: list[str] | None = None) -> Task:
+    "A task from rows with a list of words and a list of tags, checked; rows without tags are left out."
+    no_use_for({"pair": options.get("pair")}, f"{name!r}, whose words are tagged")
+    words = _word_column(_lists(parts["train"]), tags, options.get("text"), wheres["train"])
+    tagged = {part: [row for row in rows if not all(tag in (None, -1, -100) for tag in row.get(tags) or ())] for part, rows in parts.items()}
+    read = {part: [(row.get(words), _row_tags(row, words, tags, wheres[part], names)) for row in rows] for part, rows in tagged.items()}
+    if not read["train"]: raise ValueError(f"no row of {wheres['train']} has tags in {tags!r}")
+    return tagged_words(name, {part: ([w for w, _ in rows], [t for _, t in rows]) for part, rows in read.items() if rows}, card, seed, wheres)
+
+
+def _word_column(lists: dict, tags: str, given: str | None, where: str) -> str:
+    "The column of words: the one that was named, 'tokens' or 'words', or the only other one that holds lists of strings."
+    others = [key for key in lists if key != tags]
+    usual = [key for key in others if key.lower() in ("tokens", "words")]
+    found = [given] if given in others else [] if given else usual if len(usual) == 1 else others
+    if len(found) == 1: return found[0]
+    raise ValueError(f"{where} has tags ({tags}), and lists of strings in {', '.join(others) or 'no other column'}; say which holds the words: load_task(..., text='...')")
+
+
+def _row_tags(row: dict, words: str, tags: str, where: str, names: list[str] | None) -> list[str]:
+    "The tags of a row, in IOB2; `names` are those of tags that are numbers."
+    found, here = row[tags], f"row {row[LINE]} of {where}"
+    if len(row.get(words) or ()) != len(found): raise ValueError(f"{here} has {len(row.get(words) or ())} words and {len(found)} tags; each word needs one tag")
+    if names:
+        strange = [tag for tag in found if tag is None or not 0 <= tag < len(names)]
+        if strange: raise ValueError(f"{here} has the tag {strange[0]}, which has no name; tag all words of a row, or none")
+        found = [names[tag] for tag in found]
+    strange = [tag for tag in found if not isinstance(tag, str) or not TAG.fullmatch(tag)]
+    if strange: raise ValueError(f"{here} has the tag {strange[0]!r}; tags are O, or B- or I- and a class, such as B-person")
+    return iob2(found)
 
 # %% ../nbs/01_data.ipynb #470cb349
 RESOURCES = Path(__file__).parent/"resources" if "__file__" in globals() else Path(importlib.util.find_spec("ftlearn").origin).parent/"resources"
@@ -1255,7 +1439,8 @@ def reviews(seed: int = 0) -> Task:
     rows = read_table(RESOURCES/"reviews.csv")
     texts, labels = Rows(row["text"] for row in rows), torch.tensor([int(row["label"] == "positive") for row in rows])
     card = {"origin": "written for this course", "licence": "Apache-2.0", "size": f"{len(rows)} reviews of {len({row['subject'] for row in rows})} subjects",
-            "beware": "Written to be hard for a bag of words: real reviews are more repetitive, and easier."}
+            "traits": "noted for each review, where the judgement is in a negation, behind a 'but' (contrast), or between the lines (irony)",
+            "beware": "Written to be hard for a bag of words: real reviews are more repetitive, and easier. How consistently the traits are noted has not been measured."}
     parts = (Split(texts, labels).select(r) for r in split_rows(labels, content_groups(texts), (0.5, 0.15, 0.35), seed))
     return Task("reviews", *parts, label_names=["negative", "positive"], kind="text-classification", card=card)
 
@@ -1286,14 +1471,20 @@ def dataset_task(data,                       # a `datasets.Dataset`, or a `Datas
     card = {"origin": name, "licence": getattr(data["train"].info, "license", "") or "see its page on the Hub"}
     unknown_options = set(options) - {"text", "pair", "label"}
     if unknown_options: raise TypeError(f"{', '.join(sorted(unknown_options))}: no such option for a data set of texts; there are text, pair, label and seed")
-    tagged = [key for key, f in features.items() if isinstance(getattr(f, "feature", None), ClassLabel) and all(re.fullmatch(r"O|[BI]-\S+", name) for name in f.feature.names)]
-    if tagged: return _tagged_dataset(parts, features, name, _one_of(tagged, options.get("label"), name), card, seed)
+    tagged = [key for key, f in features.items() if isinstance(getattr(f, "feature", None), ClassLabel) and all(TAG.fullmatch(name) for name in f.feature.names)]
+    wheres = {part: f"the {part} split of {name!r}" for part in parts}
+    strings = [key for key, f in features.items() if getattr(getattr(f, "feature", None), "dtype", "") in ("string", "large_string")]
+    if strings and not tagged: tagged = tag_columns(data["train"].select_columns(strings).select(range(min(100, len(data["train"])))).to_list())
+    if tagged:
+        tags = _one_of(tagged, options.get("label"), name)
+        names = getattr(features[tags].feature, "names", None)
+        return _tagged_rows(name, {part: [row | {LINE: number} for number, row in enumerate(rows, start=1)] for part, rows in parts.items()}, wheres, tags, options, card, seed, names)
     columns = options.get("text"), options.get("pair"), options.get("label")
     label = find_columns(list(features), name, *columns)[2]
     names = features[label].names if isinstance(features[label], ClassLabel) else None
-    rows = {part: [row | {"#": number} for number, row in enumerate(rows, start=1) if names is None or row[label] != -1] for part, rows in parts.items()}     # -1: not labelled
+    rows = {part: [row | {LINE: number} for number, row in enumerate(rows, start=1) if names is None or row[label] != -1] for part, rows in parts.items()}     # -1: not labelled
     if names: rows = {part: [row | {label: row[label] if row[label] is None else names[row[label]]} for row in found] for part, found in rows.items()}
-    return _task_of_rows(name, {part: found for part, found in rows.items() if found}, {part: f"the {part} split of {name!r}" for part in rows}, columns, card, seed, names)
+    return _task_of_rows(name, {part: found for part, found in rows.items() if found}, wheres, columns, card, seed, names)
 
 
 def _one_of(tagged: list[str], wanted: str | None, name: str) -> str:
@@ -1303,18 +1494,10 @@ def _one_of(tagged: list[str], wanted: str | None, name: str) -> str:
     raise ValueError(f"{name!r} has the tag columns {', '.join(tagged)}; name one: load_task(..., label='...')")
 
 
-def _tagged_dataset(parts, features, name: str, tags: str, card: dict, seed: int) -> Task:
-    "Tagged words from the rows of a `datasets` object."
-    words = next((key for key, f in features.items() if getattr(getattr(f, "feature", None), "dtype", "") in ("string", "large_string")), None)
-    if words is None: raise ValueError(f"{name!r} has tags ({tags}) but no column with lists of words")
-    names = features[tags].feature.names
-    return tagged_words(name, {part: (list(rows[words]), [iob2([names[tag] for tag in row]) for row in rows[tags]]) for part, rows in parts.items()}, card, seed)
-
-
-def polarity_task(folder: Path, seed: int = 0) -> Task:
+def polarity_task(folder: Path, seed: int = 0, encoding: str | None = None) -> Task:
     "The format of Pang and Lee's reviews: a file of negative texts (*.neg) and one of positive ones (*.pos), a text a line."
     def lines(path):
-        with open(path, encoding=text_encoding(path)) as file: return [line.strip() for line in file if line.strip()]
+        with opened(path, encoding) as file: return [line.strip() for line in file if line.strip()]
     found = [lines(next(folder.glob(pattern))) for pattern in ("*.neg", "*.pos")]
     whole = Split(Rows(found[0] + found[1]), torch.tensor([0] * len(found[0]) + [1] * len(found[1])))
     return Task(folder.name, **complete_splits({"train": whole}, seed), label_names=["neg", "pos"], kind="text-classification", card={"origin": str(folder), "licence": "see the folder"})
@@ -1327,7 +1510,8 @@ TABLES, CONLL = {".csv", ".tsv", ".jsonl", ".parquet"}, {".conll", ".iob", ".iob
 
 
 def load_task(source,        # a built-in name, a file or folder of yours, a Hub name ("owner/name") or a `datasets` object
-              **options,     # passed on: `text`, `pair` and `label` columns of a table; `size` of images in pixels; `seed` of the splits
+              **options,     # passed on: `text`, `pair` and `label` columns; `encoding` of files; `size` of images in pixels; `seed` of the splits;
+                            # for a data set of the Hub, also the options of `datasets.load_dataset`, such as name="mrpc"
              ) -> Task:
     "Load a task by name or path. Errors say what is wrong with the data, or which names exist."
     if not isinstance(source, (str, Path)): return dataset_task(source, **options)
@@ -1337,7 +1521,10 @@ def load_task(source,        # a built-in name, a file or folder of yours, a Hub
     if path.exists(): return _local_task(path, **options)
     if local.exists(): return _local_task(local, **options)
     if path.suffix.lower() in TABLES | CONLL: raise FileNotFoundError(f"there is no file {name!r}")
-    if name in HUB_NAMES or _is_hub_name(name): return dataset_task(hub_dataset(HUB_NAMES.get(name, name)), name, **options)
+    if name in HUB_NAMES or _is_hub_name(name):
+        ours = {key: options.pop(key) for key in ("text", "pair", "label", "size", "seed") if key in options}
+        instead = f"the tasks {', '.join(sorted(BUILT_IN))}, your own texts and images"
+        return dataset_task(hub_dataset(HUB_NAMES.get(name, name), instead, **HUB_OPTIONS.get(name, {}) | options), _with_configuration(name, options), **ours)
     if isinstance(source, Path) or os.sep in name or name.startswith((".", "~")): return image_folder(name)     # says that there is no such folder
     raise unknown("task", name, [*BUILT_IN, *HUB_NAMES], "Or give a table (.csv, .tsv, .jsonl, .parquet), a CoNLL file, a folder of images, or a Hub name such as 'owner/name'.")
 

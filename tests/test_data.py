@@ -67,7 +67,7 @@ def test_splits_have_their_proportions_in_each_class(n, seed):
 
 def test_a_class_that_is_too_small_is_named():
     "Guards against an empty class in the test split."
-    with pytest.raises(ValueError, match="2 different rows"): split_rows(torch.zeros(4), [0, 0, 1, 1])
+    with pytest.raises(ValueError, match="class 'cat' has 2 different rows"): split_rows(torch.zeros(4, dtype=torch.long), [0, 0, 1, 1], names=["cat"])
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +369,44 @@ def test_a_hub_that_does_not_answer_costs_seconds():
         done = subprocess.run([sys.executable, "-c", code], env=data.os.environ | environment, text=True, capture_output=True, timeout=40)
     assert "digits" in done.stdout and "$FTLEARN_DATA" in done.stdout and "someone/pictures" in done.stdout, done.stderr
     assert time.monotonic() - started < 20       # three seconds, and the imports on a busy machine
+
+
+def hub(monkeypatch, found, online=True):
+    "A Hub that gives `found`, or fails with it; returns what it is asked for"
+    import datasets
+    asked = []
+    def load_dataset(path, name=None, **options):
+        asked.append((path, name, options))
+        if isinstance(found, Exception): raise found
+        return found
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(data, "hub_answers", lambda: online)
+    return asked
+
+
+def test_a_configuration_of_a_hub_data_set_can_be_named(monkeypatch):
+    "Guards against options that are swallowed on the way to the Hub, or mistaken for an argument of ours."
+    asked = hub(monkeypatch, hub_rows(20))
+    task = load_task("someone/pictures", name="small", revision="v2", size=4, seed=1)
+    assert asked == [("someone/pictures", "small", {"revision": "v2"})] and task.train.inputs.shape[2:] == (4, 4) and task.name == "someone/pictures/small"
+    load_task("wnut17")
+    assert asked[1] == ("leondz/wnut_17", None, {"revision": "refs/convert/parquet"})
+
+
+def test_only_a_missing_network_is_blamed_on_the_network(monkeypatch):
+    "Guards against hours spent on a connection that is fine."
+    hub(monkeypatch, ValueError("Config name is missing.\nPick one of ['cola', 'mrpc']"))
+    with pytest.raises(ValueError, match="nyu-mll/glue.*'mrpc'"): load_task("nyu-mll/glue")
+    hub(monkeypatch, ValueError("no"), online=False)
+    with pytest.raises(ConnectionError, match="tasks digits"): load_task("nyu-mll/glue")
+    with pytest.raises(ConnectionError, match="corpus 'docs', a file or folder of text"): data.load_corpus("someone/prose")
+
+
+def test_show_images_keeps_their_brightness():
+    "Guards against a grey image that is shown as white, because each was stretched to its own maximum."
+    for images, white in ((torch.full((2, 1, 4, 4), 0.3), 1), (torch.full((2, 3, 4, 4), 80, dtype=torch.uint8), 255)):
+        figure = data.show_images(images, columns=2)
+        assert all(axis.images[0].get_clim() == (0, white) for axis in figure.axes)
 
 
 def test_names_that_do_not_exist_are_answered_with_a_guess():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from ftlearn.data import Rows, entities, find_columns, iob2, load_task, read_conll, read_table, review_traits, reviews, text_key
+from ftlearn.data import LINE, Rows, entities, find_columns, iob2, load_task, read_conll, read_table, review_traits, reviews, text_key
 
 
 def write(folder, name, text, encoding="utf8"):
@@ -29,6 +29,7 @@ def as_jsonl(table):
     return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in lines)
 
 
+@pytest.mark.filterwarnings("ignore:.*which is a guess")
 @pytest.mark.parametrize("name, text, encoding", [
     ("t.csv", TABLE, "utf8"), ("t.csv", TABLE, "utf-8-sig"), ("t.csv", TABLE, "utf-16"), ("t.csv", TABLE.replace("door", "d\u00f6r"), "cp1252"),
     ("t.csv", TABLE.replace("\n", "\r\n"), "utf8"), ("t.tsv", TABLE.replace(",", "\t"), "utf8"), ("t.tsv", TABLE.replace(",", "\t").replace("the", '"the'), "utf8"),
@@ -52,7 +53,7 @@ def test_parquet_and_a_dataset_give_the_same_rows(tmp_path):
 
 def test_a_text_with_commas_quotes_and_line_ends_survives(tmp_path):
     rows = read_table(write(tmp_path, "t.csv", 'text,label\n"well, ""so""\nhe said",a\n'))
-    assert rows == [{"text": 'well, "so"\nhe said', "label": "a", "#": 3}]
+    assert rows == [{"text": 'well, "so"\nhe said', "label": "a", LINE: 2}]
 
 
 @pytest.mark.parametrize("text, complaint", [
@@ -63,8 +64,12 @@ def test_a_text_with_commas_quotes_and_line_ends_survives(tmp_path):
     ("text,label\nfine,a\n ,b\n,b\n", "lines 3, 4 of .* no text"),
     ("text,label\nfine,a\nwell,\ngood,NaN\n", "lines 3, 4 of .* no 'label'"),
     ("text,label\nfine,a\nwell,a\ngood,a\n", "one class only, 'a'"),
-    ("text,label\nfine,a\nwell,b\n", "too few for 3 splits"),
-    ("text,label,split\nfine,a,train\nwell,b,train\nodd,c,test\n", r"test split .* labels that the training split lacks: c"),
+    ("text,label\nfine,a\nwell,b\n", "class 'a' has 1 different rows, too few for 3 splits"),
+    ("text,label\nfine,a\nNaN,b\n", "line 3 of .* no text"), ("text,label\nfine,a\nwell,#N/A\ngood,<NA>\n", "lines 3, 4 of .* no 'label'"),
+    ("text,category,sentiment\nfine,a,b\n", "several columns that look like labels, category, sentiment"),
+    ("text,label\n" + "".join(f"text {i},{i / 10}\n" for i in range(40)), "40 different numbers in 'label': a quantity"),
+    ('text,label\n"fine\nbut long",a\nshort\n', "line 4 of .* 1 values"), ('text,label\nfine,a\n"never closed,b\nwell,a\n', "from line 3 on"),
+    ("text,label,split\nfine,a,train\nwell,b,train\nodd,c,test\n", r"line 4 of .* labels that the training split lacks: c"),
     ("text,label,split\nfine,a,trane\n", "line 2 of .* 'split' that is none of")])
 def test_a_table_that_would_mislead_is_refused(tmp_path, text, complaint):
     with pytest.raises(ValueError, match=complaint): load_task(write(tmp_path, "t.csv", text))
@@ -74,7 +79,9 @@ def test_a_table_that_would_mislead_is_refused(tmp_path, text, complaint):
     ("t.csv", "text,text,label\nfine,well,a\n", "'text' more than once"), ("t.csv", "text;label\nfine;a\n", "must be separated by ','"),
     ("t.csv", "text,label\nfine,a\nwell,A\n", "capital letters only"), ("t.csv", "question,sentence,label\nq,s,a\n", "several columns that look like texts"),
     ("t.jsonl", '{"text": "fine", "label": ["a", "b"]}\n', "a list in 'label'"),
-    ("t.jsonl", '{"text": "fine", "label": "a", "split": "train"}\n{"text": "well", "label": "b"}\n', "line 2 of .* 'split' that is none")])
+    ("t.jsonl", '{"text": "fine", "label": "a", "split": "train"}\n{"text": "well", "label": "b"}\n', "line 2 of .* 'split' that is none"),
+    ("t.jsonl", '{"text": "fine", "label": "a"}\n{"text": "well", "label": "b", "split": "test"}\n', "line 1 of .* 'split' that is none"),
+    ("t.jsonl", '{"text": "fine", "label": "a"}\n{"text": "well", "label": "b", "text_pair": "so"}\n', "line 1 of .* no text")])
 def test_what_was_once_misread_is_refused(tmp_path, name, text, complaint):
     with pytest.raises(ValueError, match=complaint): load_task(write(tmp_path, name, text))
 
@@ -110,6 +117,54 @@ def test_quotes_in_a_tsv_swallow_no_rows(tmp_path):
     assert len(read_table(write(tmp_path, "t.tsv", "text\tlabel\n" + rows))) == 12
 
 
+@given(st.lists(st.tuples(st.text("ab \"\n", min_size=1).map(lambda text: f"x{text}x"), st.sampled_from("ab")), min_size=1))
+def test_what_pandas_writes_with_tabs_is_read_as_it_was(tmp_path_factory, rows):
+    "Guards against texts with line ends, or with quotes, that a .tsv file loses."
+    import pandas
+    path = tmp_path_factory.mktemp("tsv") / "t.tsv"
+    pandas.DataFrame(rows, columns=["text", "label"]).to_csv(path, sep="\t", index=False)
+    assert [(row["text"], row["label"]) for row in read_table(path)] == rows
+
+
+@pytest.mark.parametrize("swallow", ['"well\ta\nso\tb\n', '"well\ta\nhe said "so"\tb\n', '"well\ta\nthe end"\tb\n'])
+def test_each_line_of_a_tsv_stays_a_row(tmp_path, swallow):
+    assert len(read_table(write(tmp_path, "t.tsv", "text\tlabel\n" + swallow + "fine\ta\n"))) == 3
+
+
+def test_a_column_that_counts_is_kept(tmp_path):
+    assert read_table(write(tmp_path, "t.csv", "#,text\n7,fine\n")) == [{"#": "7", "text": "fine", LINE: 2}]
+
+
+def test_whole_numbers_are_one_class_however_they_are_written(tmp_path):
+    for part, form in (("train", "{}"), ("test", "{}.0")):
+        write(tmp_path, f"{part}.csv", "text,label\n" + "".join(f"{part} {i} {label},{form.format(label)}\n" for i in range(6) for label in range(2)))
+    task = load_task(tmp_path)
+    assert task.label_names == ["0", "1"] and task.test.labels.bincount().tolist() == [6, 6]
+
+
+def test_labels_that_may_be_none_and_texts_with_two_labels_are_reported(tmp_path):
+    with pytest.warns(UserWarning, match="line 26 of .*t.csv has a label such as 'NA'"), pytest.raises(ValueError, match="class 'NA'"):
+        load_task(write(tmp_path, "t.csv", TABLE + "odd,NA\n"))
+    with pytest.warns(UserWarning, match=r"1 different texts of .* 'a' \(line 2\) and 'b' \(line 26\)"): load_task(write(tmp_path, "t.csv", TABLE + "The door is number 0!,b\n"))
+
+
+def test_a_split_without_labels_is_named(tmp_path):
+    write(tmp_path, "train.csv", TABLE); write(tmp_path, "test.csv", "text\nhidden\n")
+    with pytest.raises(ValueError, match="test.csv has no column 'label'"): load_task(tmp_path)
+
+
+def test_a_file_of_another_kind_is_told_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match=r"\.csv.*\.conll"): load_task(write(tmp_path, "eng.train", NAMES))
+
+
+@pytest.mark.parametrize("name, content", [("t.jsonl", b'{"text": "fine", "label": "\xc3'), ("t.conll", b"Ada B-PER\nZo\xc3"), ("t.csv", b"text,label\nfine,a\nZo\xc3")])
+def test_a_file_that_ends_within_a_character_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=name), pytest.raises(ValueError, match=name): load_task(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is not utf8 throughout"): load_task(tmp_path / name, encoding="utf8")
+
+
+@pytest.mark.filterwarnings("ignore:.*which is a guess")
 def test_old_encodings_of_polarity_files(tmp_path):
     for name, word in (("rt.neg", "bad"), ("rt.pos", "fine")): (tmp_path / name).write_bytes("".join(f"{word} caf\u00e9 \u0085 {i}\n" for i in range(9)).encode("latin-1"))
     assert sum(len(split) for split in load_task(tmp_path).splits.values()) == 18
@@ -221,14 +276,40 @@ def test_four_columns_are_read_from_the_ends(tmp_path):
 
 @pytest.mark.parametrize("text, complaint", [
     ("Ada B-PER\nsleeps\n", "line 2 of .* has 1 column"), ("Ada B-PER\nE. S-PER\n", "line 2 of .* tag 'S-PER'"), ("Ada\tPER\n", "tag 'PER'"),
+    ("1\tAda\tB-PER\n2\tmet\tO\n\n1\tBob\tB-PER\n", "numbers the words of each sentence"), ("Ada B-PER\n\n" * 2, "2 different sentences|1 different sentences"),
     ("Ada\tB-PER\n\tO\n", "line 2"), ("\n\n", "no sentences"), ("just O\nwords O\n", "nothing to learn")])
 def test_a_conll_file_that_would_mislead_is_refused(tmp_path, text, complaint):
     with pytest.raises(ValueError, match=complaint): load_task(write(tmp_path, "t.conll", text))
 
 
+def test_comments_and_spaces_within_words(tmp_path):
+    assert read_conll(write(tmp_path, "t.conll", "# sent_id = 1\n# O\nNew\u00a0York\tB-LOC\n#\tO\n")) == ([["New\u00a0York", "#"]], [["B-LOC", "O"]])
+    assert read_conll(write(tmp_path, "u.conll", "# a comment\n1\u00a0000 O\n# O\n")) == ([["1\u00a0000", "#"]], [["O", "O"]])
+
+
+@given(st.lists(st.lists(st.sampled_from(range(7)), min_size=1, max_size=4), min_size=6, max_size=20), st.integers(0, 20))
+def test_no_tag_is_only_outside_training(tags, seed):
+    "Guards against a rare class whose only sentence is in the test split, so that nothing can be learned of it."
+    from ftlearn.data import split_sentences
+    groups = [i // 2 for i in range(len(tags))]
+    try: parts = split_sentences(tags, groups, (0.6, 0.2, 0.2), seed)
+    except ValueError as error: assert "too few" in str(error); return
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(tags))) and all(map(len, parts))
+    owners = [{groups[row] for row in part.tolist()} for part in parts]
+    assert sum(map(len, owners)) == len(set(groups))
+    assert {tag for row in parts[0].tolist() for tag in tags[row]} == {tag for row in tags for tag in row}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_class_in_one_sentence_is_trained_on(tmp_path, seed):
+    text = "".join(f"Ada B-PER\nmet{i} O\n\n" for i in range(20)) + "Rome B-LOC\n"
+    task = load_task(write(tmp_path, "t.conll", text), seed=seed)
+    assert any(task.label_names.index("B-LOC") in row for row in task.train.labels)
+
+
 def test_a_class_in_the_test_file_only_is_refused(tmp_path):
     write(tmp_path, "train.conll", NAMES); write(tmp_path, "test.conll", "Rome B-LOC\n")
-    with pytest.raises(ValueError, match="classes that the training split lacks: LOC"): load_task(tmp_path)
+    with pytest.raises(ValueError, match="sentence 1 of .*test.conll has classes that the training split lacks: LOC"): load_task(tmp_path)
 
 
 def test_tagged_words_from_a_dataset():
@@ -238,6 +319,44 @@ def test_tagged_words_from_a_dataset():
     task = load_task(datasets.Dataset.from_list(rows, features=features))
     assert task.kind == "token-classification" and task.label_names == ["O", "B-x", "I-x"]
     assert all(tags == [0, 1] for tags in task.train.labels)
+
+
+def tagged_rows(n=12):
+    return [{"tokens": ["ada", f"met{i}"], "ner_tags": ["B-PER", "O"]} for i in range(n)]
+
+
+def test_lists_of_words_and_tags_are_read_from_every_source(tmp_path):
+    import datasets
+    rows = tagged_rows()
+    data = datasets.Dataset.from_list(rows)
+    data.to_parquet(str(tmp_path / "t.parquet"))
+    path = write(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [load_task(source) for source in (data, path, tmp_path / "t.parquet")]
+    for task in tasks: assert task.kind == "token-classification" and task.train.inputs.items == tasks[0].train.inputs.items and task.label_names == ["O", "B-PER", "I-PER"]
+    for options, error in (({"pair": "tokens"}, TypeError), ({"text": "words"}, ValueError)):
+        for source in (data, path):
+            with pytest.raises(error, match="pair|say which holds the words"): load_task(source, **options)
+
+
+@pytest.mark.parametrize("tokens, tags, complaint", [(["a"], ["O", "B-x"], "row 13 of .*t.jsonl has 1 words and 2 tags"), (["a"], ["S-x"], "row 13 .* tag 'S-x'")])
+def test_a_row_whose_tags_do_not_fit_is_named(tmp_path, tokens, tags, complaint):
+    rows = [*tagged_rows(), {"tokens": tokens, "ner_tags": tags}]
+    with pytest.raises(ValueError, match=complaint): load_task(write(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+
+
+def numbered(rows):
+    import datasets
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-x", "I-x"]))})
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def test_words_that_are_not_labelled_get_no_class():
+    "Guards against -1, which is datasets' mark for 'not labelled', read as the last class."
+    rows = [{"tokens": ["a", f"b{i}"], "ner_tags": [0, 1]} for i in range(10)]
+    task = load_task(numbered([*rows, {"tokens": ["hidden"], "ner_tags": [-1]}]))
+    assert sum(map(len, task.splits.values())) == 10
+    with pytest.raises(ValueError, match="row 11 of the train split of 'dataset' has the tag -1"): load_task(numbered([*rows, {"tokens": ["a", "b"], "ner_tags": [0, -1]}]))
+    with pytest.raises(ValueError, match="row 11 of the train split .* 1 words and 2 tags"): load_task(numbered([*rows, {"tokens": ["a"], "ner_tags": [0, 1]}]))
 
 
 # --- The two sets of the course --------------------------------------------------------------------------------------

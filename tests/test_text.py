@@ -1,5 +1,7 @@
 """Corpora, tokenizers, tasks from docstrings: what is read, what is refused, and what must not leak."""
 import re
+import subprocess
+import sys
 import tracemalloc
 
 import datasets
@@ -8,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from ftlearn.data import (IGNORED, Ragged, Rows, Split, TokenBlocks, any_rows, docs_paragraphs, docs_corpus, document_split, encode_words, load_corpus, load_task,
+from ftlearn import data as ftdata
+from ftlearn.data import (IGNORED, Ragged, Rows, Split, TokenBlocks, any_rows, docs_paragraphs, docs_corpus, docs_versions, docstrings, document_split, encode_words, load_corpus, load_task,
                           prose, runs, tokenize, train_tokenizer, unmarked, without_overlap)
 from ftlearn.training import f1
 
@@ -23,7 +26,11 @@ def own_cache(request, monkeypatch, tmp_path):
 
 # --- Files of the user -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])
+GUESS = pytest.mark.filterwarnings("ignore:.*which is a guess")
+
+
+@GUESS
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252"])
 def test_files_of_any_common_encoding_are_read(tmp_path, encoding):
     text = "Le café était fermé, mais l'hôtel servait déjà le dîner près de la forêt.\n" * 60
     (tmp_path/"text.txt").write_bytes(text.encode(encoding))
@@ -37,11 +44,39 @@ def test_binary_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="weights.bin is a binary file"): list(load_corpus(tmp_path).train)
 
 
+ENGLISH = "It was a bright cold day in April, and the clocks were striking thirteen.\n" * 30
+
+
+@pytest.mark.parametrize("encoding, text", [
+    ("cp1250", "Lech Wałęsa spoke in Gdańsk; źródło is a source, miłość is love, and można powiedzieć, że był.\n"), ("cp1251", "The word дом means house, and книга is a book; мир и война.\n"),
+    ("cp1254", "The word değil means not; İstanbul, şehir, ışık, çok güzel, dağ and Ağrı.\n"), ("iso8859_2", "Dvořák; žluťoučký kůň, příběh; Lech Wałęsa.\n"),
+    ("cp1253", "The word λόγος is Greek, and ψυχή means soul.\n"), ("cp1252", "A naïve café in Århus, “for £5”, with crème brûlée, Señor Müller, at 20 m² – and größer.\n"), ("utf-32-le", "été")])
+def test_an_older_encoding_is_guessed_aloud_or_refused(tmp_path, encoding, text):
+    "Guards against Polish, Russian or Turkish words that are read as a salad of accents without a word."
+    marked = "utf-32" if encoding == "utf-32-le" else encoding
+    (tmp_path/"t.txt").write_bytes(ENGLISH.encode(marked) + text.encode(encoding))
+    read = lambda **options: "".join(part for texts in (lambda c: (c.train, c.validation))(load_corpus(tmp_path/"t.txt", **options)) for part in texts)
+    if marked == "utf-32": assert text in read(); return
+    try:
+        with pytest.warns(UserWarning, match=r"t.txt is not UTF-8 \(line 31\).*encoding="): found = read()
+        assert text in found
+    except ValueError as error: assert "cannot be recognised (line 31)" in str(error) and encoding in ("iso8859_2", "cp1253")
+    assert text in read(encoding=encoding)
+
+
+def test_an_option_without_a_use_is_refused(tmp_path):
+    (tmp_path/"t.txt").write_text(TEXT)
+    for source, options in ((tmp_path/"t.txt", {"column": "text"}), ("docs", {"encoding": "cp1252"}), (tmp_path/"t.txt", {"name": "raw"}), ([{"text": TEXT}], {"name": "raw"})):
+        with pytest.raises(TypeError, match=next(iter(options))): load_corpus(source, **options)
+
+
+@GUESS
 def test_an_accent_after_much_plain_text_is_read(tmp_path):
     (tmp_path/"late.txt").write_bytes(("plain text\n" * 20_000).encode() + "café\n".encode("latin-1") * 20_000)
     assert any("café" in text for text in load_corpus(tmp_path/"late.txt").train)
 
 
+@GUESS
 def test_cyrillic_is_recognised(tmp_path):
     text = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"
     (tmp_path/"text.txt").write_bytes((text * 100).encode("cp1251"))
@@ -55,6 +90,7 @@ def test_a_file_that_changes_its_encoding_is_named(tmp_path):
 
 def test_missing_and_empty_sources_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file or folder"): load_corpus(tmp_path/"nowhere")
+    with pytest.raises(FileNotFoundError, match="no file or folder 'docz'.*'docs'.*owner/name"): load_corpus("docz")
     (tmp_path/"empty").mkdir()
     with pytest.raises(ValueError, match="holds no text"): load_corpus(tmp_path/"empty")
     (tmp_path/"blank.txt").write_text("")
@@ -91,6 +127,41 @@ def test_datasets_are_read_whole_and_streamed():
         assert len(list(corpus.train)) == 95                      # and once more
     with pytest.raises(ValueError, match="no text column 'text'.*body"): load_corpus(data, column="text")
     with pytest.raises(ValueError, match="split named 'train'"): load_corpus({"test": data})
+
+
+def test_each_stream_has_a_key_of_its_own():
+    "Guards against the tokens of one stream that are served for another."
+    def key(words, validation=None):
+        stream = lambda word: datasets.Dataset.from_dict({"text": [f"{word} {i}" for i in range(40)]}).to_iterable_dataset()
+        return load_corpus({"train": stream(words)} | ({"validation": stream(validation)} if validation else {})).key
+    keys = [key("one"), key("two"), key("one", "two"), key("one", "three")]
+    assert len(set(keys)) == 4 and keys == [key("one"), key("two"), key("one", "two"), key("one", "three")]
+
+
+def test_a_corpus_of_the_hub_is_read_with_its_configuration(monkeypatch):
+    asked = []
+    def load_dataset(path, name=None, **options):
+        asked.append((path, name, options))
+        return datasets.Dataset.from_dict({"text": ["", *(f"row {i}" for i in range(40))]}).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(ftdata, "hub_answers", lambda: True)
+    one, two = (load_corpus("Salesforce/wikitext", name=name, streaming=True) for name in ("wikitext-2-v1", "wikitext-103-v1"))
+    assert asked[0] == ("Salesforce/wikitext", "wikitext-2-v1", {"streaming": True}) and len(list(one.train)) == 38
+    assert one.key != two.key
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_corpus_larger_than_the_memory_is_read(tmp_path):
+    "Guards against a file that is loaded whole: the process may take 80 MB more than after its imports, and the text has 160."
+    with open(tmp_path/"long.txt", "w") as file:
+        for _ in range(160): file.write(TEXT * 12_500)
+    code = """import re, resource, sys
+from ftlearn.data import load_corpus
+used = 1024 * int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_DATA, (used + 80_000_000,) * 2)
+print(sum(len(text) for part in (lambda c: (c.train, c.validation))(load_corpus(sys.argv[1])) for text in part))"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path/"long.txt")], text=True, capture_output=True, timeout=100)
+    assert done.stdout.strip() == str(160 * 12_500 * len(TEXT)), done.stderr[-500:]
 
 
 def test_reading_and_tokenizing_need_no_more_memory_for_more_text(tmp_path):
@@ -187,7 +258,18 @@ def test_docs_hold_no_markup_and_no_sentence_of_the_task():
     assert not any(re.search(r":\w+:`", text) or "\ue000" in text or "\ue001" in text for text in whole)
     known = {" ".join(re.findall(r"\w+", text.lower())) for text in whole}
     long = [" ".join(re.findall(r"\w+", " ".join(words))) for split in (entities.validation, entities.test) for words in split.inputs if len(words) > 12]
-    assert not any(sentence in text for sentence in long[:60] for text in known)
+    everything = "\n".join(known)
+    assert not [sentence for sentence in long if sentence in everything]
+
+
+def test_the_card_of_the_docs_says_what_they_are_made_of():
+    card = docs_corpus().card
+    assert all(f"{name} {version}" in card["origin"] for name, version in docs_versions().items()) and re.match(r"\d\.\d million words", card["size"])
+
+
+def test_reading_docstrings_executes_nothing(tmp_path):
+    (tmp_path/"module.py").write_text('"""What it is."""\nraise SystemExit\n')
+    assert docstrings(tmp_path/"module.py") == ["What it is."]
 
 
 def test_overlap_is_found_wherever_it_stands():
@@ -198,7 +280,7 @@ def test_overlap_is_found_wherever_it_stands():
 
 
 def test_docs_tasks_have_disjoint_splits_and_sound_labels():
-    for name in ("docs-entities", "docs-order", "docs-package"):
+    for name in ("docs-entities", "docs-order", "docs-package", "docs-pairs"):
         task = load_task(name)
         texts = [{str(x) for x in split.inputs} for split in task.splits.values()]
         assert not texts[0] & texts[2] and not texts[0] & texts[1]
