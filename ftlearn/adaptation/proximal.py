@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from .freezing import layer_groups
 from ..core import atomic_write
 from ..data import Split
-from ..training import at_labels, classification, predict
+from ..training import at_labels, classification, evaluating, predict
 from ..transfer.model import FullFineTuning, TransferModel, read_weights
 
 # %% auto #0
-__all__ = ['PIECE', 'AT_ONCE', 'l2sp_penalty', 'prox_squared', 'prox_norm', 'prox_l1', 'bundles', 'ProximalPull',
-           'fingerprint_of', 'Pulled', 'L2SP', 'GroupSP', 'L1SP', 'FunctionSP', 'first_new', 'listening', 'WithSource',
-           'layer_movement', 'save_difference', 'load_difference', 'check_made_for', 'EWC', 'fisher']
+__all__ = ['PIECE', 'AT_ONCE', 'OTHER_STEPS', 'l2sp_penalty', 'prox_squared', 'prox_norm', 'prox_l1', 'bundles', 'ProximalPull',
+           'fingerprint_of', 'Pulled', 'check_has_source', 'L2SP', 'GroupSP', 'L1SP', 'FunctionSP', 'first_new',
+           'listening', 'WithSource', 'layer_movement', 'save_difference', 'load_difference', 'check_made_for', 'EWC',
+           'fisher']
 
 # %% ../../nbs/13_proximal.ipynb #4f2c89f9
 def l2sp_penalty(weights: Iterable[Tensor], source: Iterable[Tensor], strength: float) -> Tensor:
@@ -61,6 +62,7 @@ def prox_l1(proposal: Tensor, source: Tensor,
             out: Tensor | None = None,
            ) -> Tensor:                       # where they are no further apart than `strength`: `source` itself, bit by bit
     "argmin_θ ½‖θ − proposal‖² + strength ‖θ − source‖₁: the soft threshold (Tibshirani 1996), moved to the source."
+    if not strength: return proposal if out is None else out.copy_(proposal)
     return torch.add(source, F.softshrink(proposal - source, strength), out=out)
 
 # %% ../../nbs/13_proximal.ipynb #56ef7073
@@ -71,6 +73,7 @@ PIECE = 1 << 18              # numbers in a bundle, at most; a processor's cache
 class _Bundle:
     "Pieces of weights beside those of their sources, and of their compliance, where each number has its own."
     tensor: list[int] = field(default_factory=list)         # which tensor each piece is from
+    root: list[float] = field(default_factory=list)         # √n of that tensor, of n numbers
     weights: list[Tensor] = field(default_factory=list)
     source: list[Tensor] = field(default_factory=list)
     compliance: list[Tensor] = field(default_factory=list)
@@ -87,6 +90,7 @@ def bundles(*tensors: list[Tensor]) -> Iterator[_Bundle]:
                 yield bundle
                 bundle = _Bundle()
             bundle.tensor.append(k)
+            bundle.root.append(math.sqrt(max(1, alike[0].numel())))
             bundle.numbers += pieces[0].numel()
             for values, piece in zip((bundle.weights, bundle.source, bundle.compliance), pieces): values.append(piece)
     yield bundle
@@ -101,13 +105,11 @@ def _squared_at_once(bundles: list[_Bundle], strength: float) -> None:
 
 
 def _norm_at_once(bundles: list[_Bundle], strength: float) -> None:
-    pieces = [(k, w, s) for b in bundles for k, w, s in zip(b.tensor, b.weights, b.source)]
-    away, squares, numbers = (d.flatten() for b in bundles for d in torch._foreach_sub(b.weights, b.source)), Counter(), Counter()
-    found = torch.stack([torch.dot(d, d) for d in (d.to(torch.promote_types(d.dtype, torch.float32)) for d in away)]).tolist()
-    for (k, w, _), square in zip(pieces, found): squares[k] += square; numbers[k] += w.numel()
-    for k, w, s in pieces:
-        moved = math.sqrt(squares[k] / max(1, numbers[k]))
-        w.lerp_(s, 1.0 if moved <= strength else strength / moved)
+    pieces, squares = [piece for b in bundles for piece in zip(b.tensor, b.root)], Counter()
+    norms = torch.stack([norm for b in bundles for norm in torch._foreach_norm(torch._foreach_sub(b.weights, b.source))]).tolist()
+    for (k, _), norm in zip(pieces, norms): squares[k] += norm * norm
+    shorter = {k: strength * root / max(math.sqrt(squares[k]), strength * root) for k, root in pieces}       # by which share of the way from the source
+    for b in bundles: torch._foreach_lerp_(b.weights, b.source, [shorter[k] for k in b.tensor])
 
 
 def _l1_at_once(bundles: list[_Bundle], strength: float) -> None:
@@ -129,34 +131,50 @@ class ProximalPull:
         if not 0 <= strength < float("inf"): raise ValueError(f"the strength of a pull must be at least 0 and finite, and is {strength}")
         if importance is not None and prox is not prox_squared: raise ValueError("only the squared pull can have a strength of its own for each number")
         weights = list(weights)
+        if not weights: raise ValueError("there are no weights to be pulled; was a generator, such as model.parameters(), used up before?")
         learning = [i for i, w in enumerate(weights) if w.requires_grad]
+        if any(weights[i].element_size() < 4 for i in learning): raise ValueError("in weights of two bytes a pull is lost in rounding; keep the weights in float32, and train with autocast")
         def copies(values, what):
             values = list(values)
             if [v.shape for v in values] != [w.shape for w in weights]: raise ValueError(f"the {what} does not have the shapes of the weights")
             return [values[i].detach().to(weights[i], copy=True) for i in learning]
         self.source = copies(weights if reference is None else reference, "reference")
-        self.compliance = None if importance is None else [f.reciprocal_() for f in copies(importance, "importance")]      # how easily a number gives way
+        factors = None if importance is None else copies(importance, "importance")
+        if not all((f >= 0).all() for f in factors or []): raise ValueError("the importance of each number must be at least 0, and some are negative or NaN")
+        self.compliance = None if factors is None else [f.reciprocal_() for f in factors]      # how easily a number gives way
         self.weights, self.strength, self.prox = [weights[i] for i in learning], strength, prox
+        self._frozen, self._optimizer, self._label = [w for w in weights if not w.requires_grad], None, None
 
-    def attach(self, optimizer: torch.optim.Optimizer):      # any optimizer that updates all of the weights
+    def attach(self, optimizer: torch.optim.Optimizer):      # updates all of the weights, by steps that are as long as its learning rate says
         "Pull after every step of `optimizer`; returns a handle whose `remove()` ends it."
+        if isinstance(optimizer, OTHER_STEPS) or any(group.get("lr_decay") for group in optimizer.param_groups):
+            raise ValueError(f"the steps of this {type(optimizer).__name__} have another length than its learning rate says, and the pull would not keep pace with them; use SGD or AdamW, say")
         known = {id(w): k for k, w in enumerate(self.weights)}
         self._parts = [[known[id(w)] for w in group["params"] if id(w) in known] for group in optimizer.param_groups]
         self._bundles: dict[int, tuple[list[int], list[_Bundle]]] = {}
         pulled = sum(map(len, self._parts))
         if pulled < len(known): raise ValueError(f"the optimizer updates only {pulled} of the {len(known)} weights that are to be pulled")
-        towards = fingerprint_of(self.source)[:12]
-        for group, part in zip(optimizer.param_groups, self._parts):      # so that a run cannot be resumed with another source
-            if part: group["pull"] = f"{self.prox.__name__}, strength {self.strength:g}, towards {towards}"
+        self._optimizer, self._label = optimizer, self._named()
+        for group, part in zip(optimizer.param_groups, self._parts):
+            if part and group.setdefault("pull", self._label) != self._label: raise ValueError(f"{_DIFFER.format(group['pull'], self._label)}. If this one is to take its place, delete the group's 'pull' first")
         return optimizer.register_step_post_hook(self._pull)
+
+    def _named(self) -> str:
+        "What stands in the optimizer's groups and so in its checkpoints: a run cannot be resumed with another pull."
+        importance = "" if self.compliance is None else f", importance {fingerprint_of(self.compliance)[:12]}"
+        return f"{self.prox.__name__}, strength {self.strength:g}, towards {fingerprint_of(self.source)[:12]}{importance}"
 
     @torch.no_grad()
     def _pull(self, optimizer, *_) -> None:
         "θ ← prox(θ), with η the group's present learning rate."
+        if len(optimizer.param_groups) != len(self._parts): raise ValueError("the optimizer got another group of weights after the pull was attached; attach the pull after add_param_group")
+        if any(w.requires_grad for w in self._frozen): raise ValueError("weights that were frozen when the pull was made are so no more, and are not pulled; make the pull when everything that is to learn can")
         self._follow()
         for k, group in enumerate(optimizer.param_groups):
+            if not self._parts[k]: continue
+            if group.get("pull") != self._label: raise ValueError(f"{_DIFFER.format(group.get('pull'), self._label)}. A resumed run needs the state_dict() of its pull as well, or a pull that is made of the same pretrained weights")
             strength = float(group["lr"]) * self.strength
-            if not self._parts[k] or not strength: continue
+            if not strength: continue
             if self.prox in AT_ONCE: AT_ONCE[self.prox](self._bundled(k), strength)
             else:
                 for i in self._parts[k]: self.prox(self.weights[i], self.source[i], strength, out=self.weights[i])
@@ -176,7 +194,7 @@ class ProximalPull:
 
     def distance(self) -> float:
         "‖θ − θˢ‖ over all pulled weights."
-        return torch.stack([(w.detach() - s.to(w)).norm() for w, s in zip(self.weights, self.source)]).norm().item()
+        return torch.stack([(w.detach() - s.to(w)).norm() for w, s in zip(self.weights, self.source)]).norm().item() if self.weights else 0.0
 
     def state_dict(self) -> dict:
         "What a checkpoint must hold for a run to be resumed."
@@ -185,7 +203,15 @@ class ProximalPull:
     def load_state_dict(self, state: dict) -> None:
         "Restore strength and source, for instance in a run that is resumed from weights that have already moved."
         for mine, saved in zip(self.source, state["source"], strict=True): mine.copy_(saved)
-        self.strength = state["strength"]
+        self.strength, before = state["strength"], self._label
+        if not self._optimizer: return
+        self._label = self._named()
+        for group in self._optimizer.param_groups:
+            if group.get("pull") == before: group["pull"] = self._label
+
+
+OTHER_STEPS = (torch.optim.Adafactor, torch.optim.ASGD, torch.optim.LBFGS, torch.optim.Rprop)
+_DIFFER = "the optimizer's state is of a run with the pull {!r}, and this one is {!r}"
 
 
 def fingerprint_of(tensors: Iterable[Tensor]) -> str:
@@ -197,11 +223,12 @@ def fingerprint_of(tensors: Iterable[Tensor]) -> str:
 # %% ../../nbs/13_proximal.ipynb #d0810c69
 @dataclass
 class Pulled(FullFineTuning):
-    "Full fine-tuning in which the backbone is pulled towards its pretrained weights, by proximal steps."
+    "Full fine-tuning in which the backbone is pulled, by proximal steps, towards its weights as they are when the run begins."
     strength: float = 0.0        # λ
     prox = staticmethod(prox_squared)
 
     def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
+        check_has_source(model, self)
         optimizer = super().optimizer(model)
         pulled = model.pretrained_weights()
         ours = set(map(id, pulled))
@@ -214,30 +241,41 @@ class Pulled(FullFineTuning):
         "A factor of the strength for each number, or `None`."
 
 
+def check_has_source(model: TransferModel, strategy: FullFineTuning) -> None:
+    "Raise where a strategy would hold a model to random weights."
+    if not model.pretrained: raise ValueError(f"{type(strategy).__name__} holds a model to its pretrained weights, and this {model.name!r} was made from scratch; use FullFineTuning")
+
+
 @dataclass
 class L2SP(Pulled):
-    "λ/2 ‖θ − θˢ‖² (Li et al. 2018, eq. 5)."
+    "λ/2 ‖θ − θˢ‖² (Li et al. 2018, eq. 5). Under Adam each number ends within about 1/λ of its source, whatever the scale of the loss."
     strength: float = 10.0       # compare it with 1 / (learning rate · steps)
 
 
 @dataclass
 class GroupSP(Pulled):
     "λ Σ √n ‖θ − θˢ‖ over the tensors, of n numbers each: some stay exactly at the source (the group lasso of Li et al. 2018, with tensors for groups)."
-    strength: float = 0.3        # under Adam between 0 and 1, where nothing moves
+    strength: float = 0.3        # under Adam between 0 and 1, where next to nothing moves; it holds against gradients that vary, not against steady ones
     prox = staticmethod(prox_norm)
 
 
 @dataclass
 class L1SP(Pulled):
     "λ ‖θ − θˢ‖₁: most numbers stay exactly at the source (Li et al. 2018, eq. 6, without its pull on the head)."
-    strength: float = 0.3        # under Adam between 0 and 1, where nothing moves
+    strength: float = 0.3        # as of `GroupSP`
     prox = staticmethod(prox_l1)
 
 # %% ../../nbs/13_proximal.ipynb #142da950
 @dataclass
 class FunctionSP(FullFineTuning):
-    "Full fine-tuning with λ/2 · mean ‖φ(x) − φˢ(x)‖² / d in the loss, for the d features φ of the training inputs."
-    strength: float = 1.0        # λ
+    "Full fine-tuning with λ/2 · mean ‖φ(x) − φˢ(x)‖² / d in the loss, for the d features φ of the training inputs (as X. Li et al. 2019, without their attention)."
+    strength: float = 1.0        # λ; the source's features are computed without dropout, so with dropout the distance is not zero even at the source
+
+    def optimizer(self, model: TransferModel) -> torch.optim.Optimizer:
+        check_has_source(model, self)
+        optimizer, towards = super().optimizer(model), fingerprint_of(model.pretrained_weights())[:12]
+        for group in optimizer.param_groups: group["pull"] = f"in function space, strength {self.strength:g}, towards {towards}"
+        return optimizer
 
     def objective(self, model, train):
         return partial(_with_distance, reader=first_new(model), strength=self.strength), WithSource.of(model, train)
@@ -302,7 +340,7 @@ def save_difference(model: TransferModel,      # fine-tuned
     stored = {f"head.{name}": value for name, value in model.head.state_dict().items()}
     for name, value in ours.items():
         where = ((value != theirs[name].to(value.device)) | (name in source.fresh)).flatten().nonzero().flatten()      # what is new differs from model to model
-        if len(where): stored |= {f"positions.{name}": where.int(), f"values.{name}": value.flatten()[where]}
+        if len(where): stored |= {f"positions.{name}": where.int() if value.numel() < 2**31 else where, f"values.{name}": value.flatten()[where]}
     with atomic_write(path) as file: save_file(stored, file, _made_for(source, model.label_names))
     return Path(path)
 
@@ -339,7 +377,7 @@ class EWC(Pulled):
     importance: list[Tensor] | None = None      # F, for each of the model's `pretrained_weights()`, as `fisher` returns it
 
     def importance_of(self, weights):
-        if self.importance is None: raise ValueError("EWC needs the importance of each weight: EWC(importance=fisher(model, inputs))")
+        if self.importance is None: raise ValueError("EWC needs the importance of each weight: EWC(importance=fisher(reader, model.pretrained_weights(), inputs)), where reader: inputs → logits of the source task, with model's backbone")
         return self.importance
 
 
@@ -349,13 +387,14 @@ def fisher(model: nn.Module,                    # inputs → (n, classes) logits
            seed: int = 0) -> list[Tensor]:      # for each weight, of its shape; 1 on average over all numbers
     "The diagonal of the Fisher information, E_x E_{y∼p(y|x)} (∂ log p(y|x) / ∂θ)², up to a factor (Kunstner et al. 2019, eq. 2)."
     weights, rng = list(weights), torch.Generator().manual_seed(seed)
-    found = [torch.zeros_like(w) for w in weights]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    for i in range(len(inputs)):                # row by row: the mean of squares is not the square of the mean
-        logits = model(inputs[i:i + 1])
-        drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=rng)[0].to(logits.device)
-        for f, g in zip(found, torch.autograd.grad(F.cross_entropy(logits, drawn), weights)): f += g.square()
-    for module, mode in training.items(): module.training = mode
+    if not len(inputs): raise ValueError("fisher needs rows of the source task, and inputs has none")
+    if not all(w.requires_grad for w in weights): raise ValueError("fisher needs the gradient of each weight, and some are frozen; call requires_grad_(True) on them first")
+    found = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
+    with evaluating(model), torch.inference_mode(False):
+        for i in range(len(inputs)):            # row by row: the mean of squares is not the square of the mean
+            logits = model(inputs[i:i + 1])
+            drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=rng)[0].to(logits.device)
+            for f, g in zip(found, torch.autograd.grad(F.cross_entropy(logits, drawn), weights)): f += g.to(f.dtype).square()
     mean = sum(float(f.sum()) for f in found) / sum(f.numel() for f in found)
+    if not 0 < mean < math.inf: raise ValueError(f"the gradients' mean square is {mean}: the model's outputs do not depend on these weights, or are not finite")
     return [f / mean for f in found]
