@@ -217,7 +217,7 @@ _DIFFER = "the optimizer's state is of a run with the pull {!r}, and this one is
 def fingerprint_of(tensors: Iterable[Tensor]) -> str:
     "The SHA-256 of the tensors' bytes, one after the other."
     digest = hashlib.sha256()
-    for t in tensors: digest.update(t.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    for t in tensors: digest.update(t.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 # %% ../../nbs/13_proximal.ipynb #d0810c69
