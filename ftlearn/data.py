@@ -38,19 +38,19 @@ from .core import cached, generator, in_parallel, unknown
 # %% auto #0
 __all__ = ['ALPHABETS', 'HELD_OUT_FONTS', 'HANDWRITING', 'IMAGE_SUFFIXES', 'MEMORY_FOR_IMAGES', 'GREY_MODES', 'SPLIT_FOLDERS',
            'HUB_NAMES', 'HUB_OPTIONS', 'FASHION', 'PACKAGES', 'NO_DOCUMENTS', 'MARK', 'UNMARK', 'SHARED_WORDS',
-           'DOCS_FORMAT', 'PIECE', 'BYTE_ORDER', 'WESTERN', 'FIRST_ROWS', 'SPECIAL', 'IGNORED', 'LINE', 'TEXT_COLUMNS',
-           'PAIR_COLUMNS', 'LABEL_COLUMNS', 'MISSING', 'TAG', 'RESOURCES', 'BUILT_IN', 'TABLES', 'CONLL', 'identity',
-           'Split', 'Task', 'few_shot_rows', 'any_rows', 'content_groups', 'split_rows', 'as_float', 'Affine',
-           'show_images', 'digits', 'fonts', 'letters', 'has_letter', 'render', 'distinct_letters', 'scan', 'glyphs',
-           'ImageFiles', 'image_folder', 'complete_splits', 'split_sentences', 'hub_answers', 'hub_dataset',
-           'images_from_dataset', 'idx_folder', 'source_files', 'document_split', 'docstrings', 'prose', 'runs',
-           'without_overlap', 'Texts', 'Corpus', 'docs_versions', 'docs_folder', 'docs_paragraphs', 'unmarked',
-           'docs_corpus', 'text_encoding', 'opened', 'text_corpus', 'dataset_corpus', 'load_corpus', 'no_use_for',
-           'train_tokenizer', 'TokenBlocks', 'tokenize', 'text_key', 'Rows', 'Ragged', 'report_cut', 'as_words',
-           'encode_words', 'sentences', 'docs_entities', 'docs_package', 'docs_pairs', 'docs_order', 'read_table',
-           'columns_of', 'find_columns', 'text_task', 'split_files', 'read_conll', 'iob2', 'tag_names', 'tagging_task',
-           'tagged_words', 'tag_columns', 'reviews', 'review_traits', 'entities', 'dataset_task', 'polarity_task',
-           'load_task']
+           'DOCS_FORMAT', 'PIECE', 'BYTE_ORDER', 'OLDER', 'WESTERN', 'FIRST_ROWS', 'SPECIAL', 'IGNORED', 'LINE',
+           'TEXT_COLUMNS', 'PAIR_COLUMNS', 'LABEL_COLUMNS', 'MISSING', 'TAG', 'RESOURCES', 'BUILT_IN', 'TABLES',
+           'CONLL', 'identity', 'Split', 'Task', 'few_shot_rows', 'any_rows', 'content_groups', 'split_rows',
+           'as_float', 'Affine', 'show_images', 'digits', 'fonts', 'letters', 'has_letter', 'render',
+           'distinct_letters', 'scan', 'glyphs', 'ImageFiles', 'image_folder', 'complete_splits', 'split_sentences',
+           'hub_answers', 'hub_dataset', 'images_from_dataset', 'idx_folder', 'source_files', 'document_split',
+           'docstrings', 'prose', 'runs', 'without_overlap', 'Texts', 'Corpus', 'docs_versions', 'docs_folder',
+           'docs_paragraphs', 'unmarked', 'docs_corpus', 'text_encoding', 'opened', 'text_corpus', 'dataset_corpus',
+           'load_corpus', 'no_use_for', 'train_tokenizer', 'TokenBlocks', 'tokenize', 'text_key', 'Rows', 'Ragged',
+           'report_cut', 'as_words', 'encode_words', 'sentences', 'docs_entities', 'docs_package', 'docs_pairs',
+           'docs_order', 'read_table', 'columns_of', 'find_columns', 'text_task', 'split_files', 'read_conll', 'iob2',
+           'tag_names', 'tagging_task', 'tagged_words', 'tag_columns', 'reviews', 'review_traits', 'entities',
+           'dataset_task', 'polarity_task', 'load_task']
 
 # %% ../nbs/01_data.ipynb #457269fa
 def identity(batch): return batch          # `collate_fn` for data sets that answer with whole batches
@@ -741,6 +741,9 @@ def text_encoding(path: Path) -> str:
     return "utf-8-sig"
 
 
+OLDER = ["cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "iso8859_2", "koi8_r", "cp866", "shift_jis", "euc_jp", "euc_kr", "gb18030", "big5"]
+
+
 def _older_encoding(path: Path, line: int) -> str:
     "Western Europe's encoding, if its languages could have the words that it gives; otherwise what `charset_normalizer` finds likeliest."
     with open(path, "rb") as file:
@@ -749,8 +752,8 @@ def _older_encoding(path: Path, line: int) -> str:
     encoding = next((western for western in ("cp1252", "latin-1") if _is_western(some, western)), None)
     if not encoding:
         from charset_normalizer import from_bytes
-        encoding = getattr(from_bytes(some).best(), "encoding", None)
-    if encoding in (None, "cp1258", "latin_1"): raise ValueError(f"the encoding of {path} cannot be recognised (line {line}); convert it to UTF-8, or name it: encoding='...'")
+        encoding = getattr(from_bytes(some, cp_isolation=["cp1252", *OLDER]).best(), "encoding", None)
+        if encoding in (None, "cp1252"): raise ValueError(f"the encoding of {path} cannot be recognised (line {line}); convert it to UTF-8, or name it: encoding='...'")
     warnings.warn(f"{path} is not UTF-8 (line {line}) and is read as {encoding}, which is a guess; if it is wrong, name another: encoding='...'", stacklevel=2)
     return encoding
 
