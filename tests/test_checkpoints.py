@@ -11,7 +11,7 @@ from ftlearn.transfer import model as transfer
 from ftlearn.transfer.model import FullFineTuning, TransferModel, finetune, pooling_modes, text_backbone
 from test_language import SMALL, WORDS, reviews, tokenizer
 
-MODELS = {"bert": dict(max_position_embeddings=40), "roberta": dict(max_position_embeddings=42, pad_token_id=0, type_vocab_size=1), "mpnet": dict(max_position_embeddings=42),
+MODELS = {"bert": dict(max_position_embeddings=40, initializer_range=0.3), "roberta": dict(max_position_embeddings=42, pad_token_id=0, type_vocab_size=1), "mpnet": dict(max_position_embeddings=42),
           "modernbert": dict(max_position_embeddings=640, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)}
 LEGACY = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens"]
 
@@ -35,6 +35,7 @@ def checkpoint(tmp_path):
 
 
 def pairs(n, seed=0):
+    "Pairs of sentences of random words; what a model says of them depends on the segments"
     rng = torch.Generator().manual_seed(seed)
     def text(): return " ".join(WORDS[int(torch.randint(len(WORDS), (1,), generator=rng))] for _ in range(int(torch.randint(2, 7, (1,), generator=rng))))
     return Split(Rows((text(), text()) for _ in range(n)), torch.arange(n) % 3)

@@ -183,6 +183,8 @@ class TextPreprocess:
                  by_word: bool = False,                      # whether inputs are lists of words, with a label each
                  segments: bool = False):                    # whether the model wants to know which text of a pair a token is from
         if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
+        if segments and "token_type_ids" not in tokenizer.model_input_names:          # else a pipeline that loads the tokenizer would leave them out
+            tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = [*tokenizer.model_input_names, "token_type_ids"]
         self.tokenizer, self.max_length, self.by_word, self.segments = tokenizer, max_length, by_word, segments
 
     def __call__(self, inputs) -> dict[str, Tensor]:
