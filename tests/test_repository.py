@@ -211,10 +211,10 @@ def test_pages_show_what_a_reader_should_see():
 # --- nbval -----------------------------------------------------------------------------------------------------------
 
 
-def nbval(path):
+def nbval(path, **environment):
     "Run nbval with this repository's settings on a notebook that lies elsewhere"
     return run("-m", "pytest", "-c", ROOT / "pytest.ini", "-p", "conftest", "--nbval", "--nbval-current-env", path,
-               env={**os.environ, "PYTHONPATH": str(ROOT)})
+               env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
 
 
 @pytest.mark.parametrize("printed, passes", [
@@ -232,6 +232,13 @@ def test_nbval_compares_outputs_of_cleaned_notebooks(tmp_path, printed, passes):
     status, text = nbval(write_notebook(tmp_path / "two_cells.ipynb", *cells))
     assert (status == 0) == passes, text
     assert "1 skipped" in text
+
+
+def test_no_notebook_is_begun_when_the_time_is_over(tmp_path):
+    path = write_notebook(tmp_path / "late.ipynb", new_code_cell("1/0", execution_count=None), new_code_cell("2/0", execution_count=None))
+    status, text = nbval(path, CHECK_UNTIL="1", PYTEST_ADDOPTS="-rs")
+    assert status == 0 and "2 skipped" in text and "ran out before late.ipynb" in text, text
+    assert nbval(path, CHECK_UNTIL="inf")[0] == 1
 
 
 # --- The course ------------------------------------------------------------------------------------------------------

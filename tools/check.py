@@ -8,7 +8,7 @@ from tools.notebooks import ROOT
 CHECKS = {
     "The package is what the notebooks export": ["-m", "tools.export", "--check"],
     "Tests of the package and the repository": ["-m", "pytest", "tests"],
-    "Every notebook still gives its stored outputs": ["-m", "pytest", "--nbval", "--nbval-current-env", "nbs"],
+    "Every notebook still gives its stored outputs": ["-m", "pytest", "-rs", "--nbval", "--nbval-current-env", "nbs"],
 }
 
 
