@@ -48,8 +48,8 @@ __all__ = ['ALPHABETS', 'HELD_OUT_FONTS', 'HANDWRITING', 'IMAGE_SUFFIXES', 'MEMO
            'docs_paragraphs', 'unmarked', 'docs_corpus', 'text_encoding', 'opened', 'text_corpus', 'dataset_corpus',
            'load_corpus', 'no_use_for', 'train_tokenizer', 'TokenBlocks', 'tokenize', 'text_key', 'Rows', 'Ragged',
            'report_cut', 'as_words', 'encode_words', 'sentences', 'docs_entities', 'docs_package', 'docs_pairs',
-           'docs_order', 'read_table', 'columns_of', 'find_columns', 'text_task', 'split_files', 'read_conll', 'iob2',
-           'tag_names', 'tagging_task', 'tagged_words', 'tag_columns', 'reviews', 'review_traits', 'entities',
+           'docs_order', 'read_table', 'columns_of', 'find_columns', 'text_task', 'tag_columns', 'split_files',
+           'read_conll', 'iob2', 'tag_names', 'tagging_task', 'tagged_words', 'reviews', 'review_traits', 'entities',
            'dataset_task', 'polarity_task', 'load_task']
 
 # %% ../nbs/01_data.ipynb #457269fa
@@ -1248,6 +1248,9 @@ def _lines(numbers: list[int], where: str) -> str:
     return f"{'line' if one else 'lines'} {', '.join(map(str, numbers[:5]))}{more} of {where} {'has' if one else 'have'}"
 
 # %% ../nbs/01_data.ipynb #87b57696
+TAG = re.compile(r"O|[BI]-\S+")
+
+
 def text_task(source: str | Path,          # a table, or a folder with train, validation and test tables
               text: str | None = None,     # its columns, where their names are unusual
               pair: str | None = None, label: str | None = None, seed: int = 0,
@@ -1264,6 +1267,17 @@ def text_task(source: str | Path,          # a table, or a folder with train, va
     tagged = tag_columns(parts["train"])
     if tagged: return _tagged_rows(path.stem, parts, wheres, _one_of(tagged, label, str(path)), {"text": text, "pair": pair}, card, seed)
     return _task_of_rows(path.stem, parts, wheres, (text, pair, label), card, seed)
+
+
+def tag_columns(rows: list[dict]) -> list[str]:
+    "The columns that hold lists of tags, such as ['B-PER', 'O'], as the first list in them shows."
+    return [key for key, first in _lists(rows).items() if all(TAG.fullmatch(tag) for tag in first)]
+
+
+def _lists(rows: list[dict]) -> dict[str, list[str]]:
+    "The columns that hold lists of strings, each with the first one that is not empty."
+    firsts = {key: next((row[key] for row in rows if row.get(key)), None) for key in columns_of(rows)}
+    return {key: first for key, first in firsts.items() if isinstance(first, list) and all(isinstance(item, str) for item in first)}
 
 
 def split_files(folder: Path) -> dict[str, Path]:
@@ -1318,9 +1332,6 @@ def _task_of_rows(name, parts: dict[str, list[dict]], wheres: dict[str, str], co
     return task
 
 # %% ../nbs/01_data.ipynb #2b2945d6
-TAG = re.compile(r"O|[BI]-\S+")
-
-
 def read_conll(path: str | Path, encoding: str | None = None) -> tuple[list[list[str]], list[list[str]]]:
     "The sentences of a CoNLL file and their tags, in IOB2. The word is the first column, the tag the last."
     path = Path(path).expanduser()
@@ -1391,17 +1402,6 @@ def tagged_words(name: str, parts: dict[str, tuple], card: dict, seed: int = 0, 
     return task
 
 # %% ../nbs/01_data.ipynb #aab491f0
-def tag_columns(rows: list[dict]) -> list[str]:
-    "The columns that hold lists of tags, such as ['B-PER', 'O'], as the first list in them shows."
-    return [key for key, first in _lists(rows).items() if all(TAG.fullmatch(tag) for tag in first)]
-
-
-def _lists(rows: list[dict]) -> dict[str, list[str]]:
-    "The columns that hold lists of strings, each with the first one that is not empty."
-    firsts = {key: next((row[key] for row in rows if row.get(key)), None) for key in columns_of(rows)}
-    return {key: first for key, first in firsts.items() if isinstance(first, list) and all(isinstance(item, str) for item in first)}
-
-
 def _tagged_rows(name: str, parts: dict[str, list[dict]], wheres: dict[str, str], tags: str, options: dict, card: dict, seed: int, names: list[str] | None = None) -> Task:
     "A task from rows with a list of words and a list of tags, checked; rows without tags are left out."
     no_use_for({"pair": options.get("pair")}, f"{name!r}, whose words are tagged")
