@@ -87,7 +87,7 @@ def train(model, task, strategy, cache, **options):
 
 def closest(a, b):
     "The largest difference of two sets of weights, relative to the largest weight; but a softmax does not see the bias of a key, whose gradient is rounding alone"
-    return max(((a[name] - b[name]).abs().max() / a[name].abs().max().clamp(min=1e-6)).item() for name in a if a[name].is_floating_point() and "key.bias" not in name)
+    return max(((a[name] - b[name]).abs().max() / a[name].abs().max().clamp(min=1e-6)).item() for name in a if a[name].is_floating_point() and not name.endswith(("key.bias", "k_lin.bias")))
 
 
 # --- The same training, whatever the network ----------------------------------------------------------------------------
