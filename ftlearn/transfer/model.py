@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ..core import Interval, atomic_files, atomic_write, best_device, cached, in_parallel, interval, unknown
 from ..data import Ragged, Split, Task, as_words, content_groups, encode_words, hub_answers, report_cut
 from ..pretraining.autoencoders import Preprocess, ResidualCNN
-from ..pretraining.causal_lm import docs_decoder, use_plain_attention
+from ..pretraining.causal_lm import docs_decoder, positions_of, use_plain_attention
 from ..pretraining.images import glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
 from ..pretraining.masked_lm import docs_encoder
 from ..training import History, adamw, at_labels, classification, encoded, evaluate, evaluating, fit, freeze_statistics, inference_batches, is_frozen, mixed_precision, predict, row_lengths, set_modes, tagging_scores, to_device
@@ -345,9 +345,8 @@ def text_backbone(name: str | Path, kind: str = "text-classification", pretraine
 
 def most_tokens(native: nn.Module, tokenizer) -> int:
     "For how many tokens a model has positions."
-    positions = getattr(native.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    tables = [module for name, module in native.named_modules() if name.endswith("position_embeddings")]
-    return positions - sum(table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None)     # RoBERTa and its kin begin to count behind the padding
+    positions = positions_of(native)
+    return tokenizer.model_max_length if math.isinf(positions) else positions
 
 
 def _complete(native: nn.Module, loading: dict) -> tuple[nn.Module, set[str]]:
