@@ -32,10 +32,7 @@ def run(line: str, setting, seed: int) -> tuple[float, float]:
     model, steps = TransferModel.from_pretrained("glyph-cnn", few, seed=seed), setting if line == "fewer steps" else STEPS
     strategy = FullFineTuning(lr=LR) if line in ("fewer steps", "weights averaged") else setting
     finetune(model, few, strategy, steps=steps, measure_every=steps, seed=seed)
-    if line == "weights averaged":
-        before = TransferModel.from_pretrained("glyph-cnn", few, seed=seed)
-        before.head.load_state_dict(model.head.state_dict())                # the head has no source to be averaged with
-        model = interpolate(before, model, setting)
+    if line == "weights averaged": model = interpolate(TransferModel.from_pretrained("glyph-cnn", few, seed=seed), model, setting)
     return tuple(round(100 * evaluate(m, split)["accuracy"], 2) for m, split in ((model, few.test), (reader(model.backbone, model.prepare), letters().test)))
 
 

@@ -4,7 +4,7 @@ A point of a study, such as one method at one budget, is `{"tried": {setting: va
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from ftlearn.core import in_parallel
@@ -12,8 +12,9 @@ from ftlearn.core import in_parallel
 SEEDS, PRACTICE = range(5), 100          # the draws that are measured, and the one that settings are chosen on
 
 
-def missing(point: dict, candidates: Iterable, draws: Iterable[int] = SEEDS, quality: Callable = lambda value: value) -> list[tuple]:
-    "The settings not tried yet; when all have been, the draws not measured yet with the best: (setting, draw, split). Draws of another setting are forgotten."
+def missing(point: dict, candidates: Sequence, draws: Iterable[int] = SEEDS, quality: Callable = lambda value: value) -> list[tuple]:
+    "The settings not tried yet; when all have been, the draws not measured yet with the best: (setting, draw, split). What is no candidate any more is forgotten, and so are draws of another setting."
+    point["tried"] = {str(setting): point["tried"][str(setting)] for setting in candidates if str(setting) in point["tried"]}
     untried = [(setting, PRACTICE, "validation") for setting in candidates if str(setting) not in point["tried"]]
     if untried: return untried
     best = max(candidates, key=lambda setting: quality(point["tried"][str(setting)]), default=None)

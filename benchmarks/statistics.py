@@ -1,10 +1,11 @@
-"""Should the statistics of batch normalisation follow the new data, and is that what staying near the source protects from?
+"""When does a pull help on digits, and does it matter whether the statistics of batch normalisation follow the new data?
 
     python -m benchmarks.statistics [--minutes 4]
 
-Plain fine-tuning, L2-SP and the group norm, each with frozen and with moving statistics; digits, few labels, twenty draws; about a quarter
-of an hour on two cores. Settings are chosen on the validation split of a practice draw, which is not measured. It goes on where it was
-stopped: what was tried and measured is under "runs" in nbs/results/statistics.json, and "scores" is what it comes to."""
+Plain fine-tuning, L2-SP and the group norm, each with frozen and with moving statistics; few labels, twenty draws. Settings are chosen on
+the validation split of a practice draw, which is not measured. Then, with two labels a class, each pull at each learning rate, nothing
+chosen; a quarter of an hour on two cores. It goes on where it was stopped: what was tried and measured is under "runs" in
+nbs/results/statistics.json, and "chosen" and "rates" are what it comes to."""
 import argparse
 import json
 from pathlib import Path
@@ -18,7 +19,8 @@ from ftlearn.transfer.model import FullFineTuning, Strategy, TransferModel, fine
 from .parts import measure
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"statistics.json"
-SHOTS, STEPS, DRAWS, LRS = (2, 5, 10), 100, 20, (1e-4, 3e-4, 1e-3)
+SHOTS, STEPS, DRAWS, LRS = (2, 5, 10), 100, 20, (3e-5, 1e-4, 3e-4, 1e-3)
+SWEPT = (*LRS, 3e-3)       # learning rates at which each pull is measured, whether or not it is good
 
 
 class MovingL2SP(MovingStatistics, L2SP):
@@ -37,20 +39,21 @@ def grouped(strategy) -> list[Strategy]: return [strategy(strength, lr=lr) for l
 METHODS = {"plain, frozen": plain(FullFineTuning), "plain, moving": plain(MovingStatistics),
            "L2-SP, frozen": squared(L2SP), "L2-SP, moving": squared(MovingL2SP),
            "group norm, frozen": grouped(GroupSP), "group norm, moving": grouped(MovingGroupSP)}
+AT_A_RATE = {"plain": lambda lr: FullFineTuning(lr=lr), "L2-SP": lambda lr: L2SP(round(5 / (lr * STEPS), 2), lr=lr), "group norm": lambda lr: GroupSP(0.3, lr=lr)}
 
 
-def run(shots: int, method: str, strategy: Strategy, seed: int, split: str) -> dict[str, float]:
+def run(part: str, where: float, method: str, strategy: Strategy, seed: int, split: str) -> dict[str, float]:
     "Accuracy in %, and loss, of one strategy on one draw."
-    few = load_task("digits").few_shot(shots, seed)
+    few = load_task("digits").few_shot(where if part == "chosen" else SHOTS[0], seed)
     result = finetune(TransferModel.from_pretrained("glyph-cnn", few, seed=seed), few, strategy, steps=STEPS, measure_every=STEPS // 5, seed=seed)
     measured = result.test if split == "test" else result.validation
     return {"score": round(100 * measured["accuracy"], 2), "loss": round(measured["loss"], 4)}
 
 
-def scores(runs: dict) -> dict:
-    "Labels a class → method → accuracies, in the order of the draws."
+def scores(points: dict) -> dict:
+    "Labels a class, or learning rate → method → accuracies, in the order of the draws."
     def of(point): return [point["test"][draw]["score"] for draw in sorted(point["test"], key=int)]
-    return {shots: {method: of(point) for method, point in points.items() if point["test"]} for shots, points in runs.items()}
+    return {where: {method: of(point) for method, point in methods.items() if point["test"]} for where, methods in points.items()}
 
 
 def main() -> None:
@@ -60,9 +63,10 @@ def main() -> None:
     options = parser.parse_args()
     runs = json.loads(TABLE.read_text())["runs"] if TABLE.exists() else {}
     def save(changed):
-        table = {"command": "python -m benchmarks.statistics", "unit": "accuracy in %", "scores": scores(runs), "runs": runs}
+        table = {"command": "python -m benchmarks.statistics", "unit": "accuracy in %", **{part: scores(points) for part, points in runs.items()}, "runs": runs}
         with atomic_write(TABLE) as file: file.write_text(json.dumps(table, indent=1) + "\n")
-    points = [((shots, method), METHODS[method], range(options.draws)) for shots in SHOTS for method in METHODS]
+    points = [(("chosen", shots, method), METHODS[method], range(options.draws)) for shots in SHOTS for method in METHODS]
+    points += [(("rates", lr, method), [AT_A_RATE[method](lr)], range(options.draws // 2)) for lr in SWEPT for method in AT_A_RATE]
     measure(run, points, runs, save, options.minutes, quality=lambda value: (value["score"], -value["loss"]))
 
 

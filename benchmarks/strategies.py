@@ -40,9 +40,10 @@ class Data:
     draws: int = 5
     batch_size: int = 32
     baseline: Callable = bag_of_words
+    adapters: float = 5              # how many times as large the rates of adapters are
 
 
-DATA = {"digits": Data("glyph-cnn", (2, 5, 10), (1e-3, 3e-3), 100, 10, baseline=pixel_baseline),
+DATA = {"digits": Data("glyph-cnn", (2, 5, 10), (1e-4, 3e-4), 100, 10, baseline=pixel_baseline, adapters=10),
         "docs-entities": Data("docs-encoder", (50, 200), (1e-3, 3e-3), 150, 10, 16, lambda task: look_up(task) / 100),
         "reviews": Data("all-MiniLM-L6-v2", (16, 64), (1e-4, 3e-4), 40, 5, 16)}
 
@@ -71,7 +72,7 @@ METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
     "L1-SP": lambda data: grid(L1SP, data, "strength", (0.1, 0.3)),
     "function space": lambda data: grid(FunctionSP, data, "strength", (1.0, 10.0)),
     "EWC": lambda data: [ElasticWeights(round(share / (lr * data.steps), 2), lr=lr) for lr in data.lrs for share in (0.5, 5)],
-    "LoRA": lambda data: [LoRA(lr=round(5 * lr, 6), rank=rank) for lr in data.lrs for rank in (4, 16)]}
+    "LoRA": lambda data: [LoRA(lr=round(data.adapters * lr, 6), rank=rank) for lr in data.lrs for rank in (4, 16)]}
 ONLY = {"EWC": ("digits",)}          # it needs rows of the source task
 
 
