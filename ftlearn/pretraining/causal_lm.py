@@ -71,6 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         b = None if bias is None else bias.to(hidden.dtype)
         grad_hidden, grad_weight, grad_bias = torch.empty_like(hidden), torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
         scores, soft = hidden.new_empty(2, min(rows, len(hidden)), len(weight))
+        piece, wide = torch.empty_like(w), None if w.dtype == weight.dtype else torch.empty_like(weight)       # room that is used again: new memory is slow
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             h, y = hidden[start:start + rows], targets[start:start + rows]
@@ -79,7 +80,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total -= g[n, y].float().clamp_min(1e-38).log().sum()
             g[n, y] -= 1                                                    # softmax(z) − e_y
             torch.mm(g, w, out=grad_hidden[start:start + rows])
-            grad_weight += g.t() @ h
+            torch.mm(g.t(), h, out=piece)
+            grad_weight += piece if wide is None else wide.copy_(piece)
             if bias is not None: grad_bias += g.sum(0, dtype=torch.float32)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total / len(hidden)
@@ -98,14 +100,14 @@ def linear_cross_entropy(hidden: Tensor,          # (n, width)
                          weight: Tensor,          # (vocabulary, width)
                          bias: Tensor | None,     # (vocabulary,)
                          targets: Tensor,         # (n,)
-                         rows: int = 256,         # how many at a time; as many as the cache holds
+                         rows: int = 512,         # how many at a time; as many as the cache holds
                         ) -> Tensor:              # the mean loss in nats
     "`F.cross_entropy(hidden @ weight.T + bias, targets)` without ever holding all logits."
     if len(hidden) == 0: return hidden.sum() * 0
     return _LinearCrossEntropy.apply(_cast(hidden), weight, bias, targets, rows)
 
 
-def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int = 256) -> tuple[Tensor, Tensor]:
+def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int = 512) -> tuple[Tensor, Tensor]:
     "(n,) losses in nats, and whether each target has the highest score: for measuring, without gradients."
     hidden = _cast(hidden)
     w, b = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
