@@ -17,27 +17,21 @@ from ftlearn.pretraining.causal_lm import CausalLM, use_plain_attention
 from ftlearn.pretraining.masked_lm import MaskedLM
 
 from .language import with_fit
+from .timing import interleaved
 
 STEPS, LARGE = 10, 2048
-KINDS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear"), "softmax": ("softmax",), "activation": ("gelu", "silu", "mul_"), "normalisation": ("norm",),
-         "copies and changes of format": ("copy_", "cat", "fill_", "zero_", "clone", "index", "add_"), "optimizer": ("adam",)}
+KINDS = {"matrix products": ("mm",), "softmax": ("softmax",), "activation": ("gelu", "silu"), "normalisation": ("norm",), "optimizer": ("adam",),
+         "copies and changes of format": ("copy", "cat", "fill", "zero", "clone", "index", "add")}      # by what is in an operation's name, in this order
 
 
 def kind_of(operation: str) -> str:
-    name = operation.removeprefix("aten::").strip("_")
-    if name in KINDS["matrix products"]: return "matrix products"
-    return next((kind for kind, words in KINDS.items() if kind != "matrix products" and any(word.strip("_") in name for word in words)), "everything else")
+    return next((kind for kind, words in KINDS.items() if operation.startswith("aten::") and any(word in operation for word in words)), "everything else")
 
 
-def fastest_products(dtype: torch.dtype) -> float:
+def speed_of_products(dtype: torch.dtype) -> float:
     "Operations per second of a large product."
     a, b = torch.randn(2, LARGE, LARGE).to(dtype)
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
-    return 2 * LARGE**3 / min(seconds)
+    return 2 * LARGE**3 / interleaved({"product": lambda: a @ b})["product"]
 
 
 def shares(objective) -> str:
@@ -54,7 +48,7 @@ def shares(objective) -> str:
     found = Counter()
     for operation in profiled.key_averages(): found[kind_of(operation.key)] += operation.self_cpu_time_total
     total = sum(found.values())
-    limit = counter.get_total_flops() / fastest_products(autocast_dtype() or torch.float32)
+    limit = counter.get_total_flops() / speed_of_products(autocast_dtype() or torch.float32)
     lines = [f"| {kind} | {1e3 * step * part / total:.0f} ms | {part / total:.0%} |" for kind, part in found.most_common()]
     return "\n".join([f"{objective.name}, a step of {1e3 * step:.0f} ms:", "", "| | a step | share |", "|---|---|---|", *lines, "",
                       f"Its matrix products, {counter.get_total_flops() / 1e9:.0f} GFLOP, would take {1e3 * limit:.0f} ms at the speed of one large product."])

@@ -32,14 +32,15 @@ class MovingGroupSP(MovingStatistics, GroupSP):
 
 
 def plain(strategy) -> list[Strategy]: return [strategy(lr=lr) for lr in LRS]
-def squared(strategy) -> list[Strategy]: return [strategy(round(share / (lr * STEPS), 2), lr=lr) for lr in LRS for share in (0.5, 5)]      # the pull sums to so much over the run
+def summing_to(share: float, lr: float) -> float: return round(share / (lr * STEPS), 2)           # the strength with which the pull sums to so much over the run
+def squared(strategy) -> list[Strategy]: return [strategy(summing_to(share, lr), lr=lr) for lr in LRS for share in (0.5, 5)]
 def grouped(strategy) -> list[Strategy]: return [strategy(strength, lr=lr) for lr in LRS for strength in (0.1, 0.3)]
 
 
 METHODS = {"plain, frozen": plain(FullFineTuning), "plain, moving": plain(MovingStatistics),
            "L2-SP, frozen": squared(L2SP), "L2-SP, moving": squared(MovingL2SP),
            "group norm, frozen": grouped(GroupSP), "group norm, moving": grouped(MovingGroupSP)}
-AT_A_RATE = {"plain": lambda lr: FullFineTuning(lr=lr), "L2-SP": lambda lr: L2SP(round(5 / (lr * STEPS), 2), lr=lr), "group norm": lambda lr: GroupSP(0.3, lr=lr)}
+AT_A_RATE = {"plain": lambda lr: FullFineTuning(lr=lr), "L2-SP": lambda lr: L2SP(summing_to(5, lr), lr=lr), "group norm": lambda lr: GroupSP(0.3, lr=lr)}
 
 
 def run(part: str, where: float, method: str, strategy: Strategy, seed: int, split: str) -> dict[str, float]:
