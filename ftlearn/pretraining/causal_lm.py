@@ -48,9 +48,10 @@ def plain_attention(module, query: Tensor, key: Tensor, value: Tensor,   # (batc
 
 
 def _mask_for_plain_attention(*args, **options) -> Tensor | None:
-    "transformers' Boolean mask, always spelled out where it is causal: its own kernel would be told by a flag."
+    "The M of the formula, once for all layers; always spelled out where it is causal: torch's own kernel would be told by a flag."
     from transformers.masking_utils import sdpa_mask
-    return sdpa_mask(*args, **options | {"allow_is_causal_skip": False})
+    seen = sdpa_mask(*args, **options | {"allow_is_causal_skip": False})
+    return seen if seen is None else torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def use_plain_attention(model: nn.Module) -> nn.Module:
@@ -69,9 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, rows):
         w = weight.to(hidden.dtype)
         b = None if bias is None else bias.to(hidden.dtype)
-        grad_hidden, grad_weight, grad_bias = torch.empty_like(hidden), torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
-        scores, soft = hidden.new_empty(2, min(rows, len(hidden)), len(weight))
-        piece, wide = torch.empty_like(w), None if w.dtype == weight.dtype else torch.empty_like(weight)       # room that is used again: new memory is slow
+        grad_hidden, grad_weight, grad_bias = torch.empty_like(hidden), torch.zeros_like(w), None if bias is None else torch.zeros_like(bias)
+        scores, soft = hidden.new_empty(2, min(rows, len(hidden)), len(weight))       # used again by each piece: new memory is slow
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             h, y = hidden[start:start + rows], targets[start:start + rows]
@@ -80,10 +80,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total -= g[n, y].float().clamp_min(1e-38).log().sum()
             g[n, y] -= 1                                                    # softmax(z) − e_y
             torch.mm(g, w, out=grad_hidden[start:start + rows])
-            torch.mm(g.t(), h, out=piece)
-            grad_weight += piece if wide is None else wide.copy_(piece)
+            torch.addmm(grad_weight, g.t(), h, out=grad_weight)
             if bias is not None: grad_bias += g.sum(0, dtype=torch.float32)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype), grad_bias)
         return total / len(hidden)
 
     @staticmethod
@@ -104,7 +103,8 @@ def linear_cross_entropy(hidden: Tensor,          # (n, width)
                         ) -> Tensor:              # the mean loss in nats
     "`F.cross_entropy(hidden @ weight.T + bias, targets)` without ever holding all logits."
     if len(hidden) == 0: return hidden.sum() * 0
-    return _LinearCrossEntropy.apply(_cast(hidden), weight, bias, targets, rows)
+    groups = zip(hidden.split(8 * rows), targets.split(8 * rows))       # a sum in bfloat16 stops growing where what comes is too small beside it
+    return sum(len(h) * _LinearCrossEntropy.apply(_cast(h), weight, bias, y, rows) for h, y in groups) / len(hidden)
 
 
 def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int = 512) -> tuple[Tensor, Tensor]:
@@ -126,13 +126,13 @@ def _cast(hidden: Tensor) -> Tensor:
 
 # %% ../../nbs/05_causal_lm.ipynb #020ad7aa
 def loss_inputs(model: nn.Module,            # any transformers model with an output layer over the vocabulary
-                where: Tensor,               # (batch, tokens), true where a loss is wanted
-                **inputs) -> Tensor:         # (number of true positions, width)
+                where: Tensor | tuple,       # (batch, tokens), true where a loss is wanted; or slices of the two
+                **inputs) -> Tensor:         # (number of chosen positions, width)
     "What the output layer would see at the chosen positions, where the scores are linear in it."
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
         raise ValueError(f"{type(model).__name__} bends its scores (final_logit_softcapping in its configuration), which a loss without all scores cannot follow")
     def select(module, args, result):
-        result["last_hidden_state"] = result["last_hidden_state"][where][None]
+        result["last_hidden_state"] = result["last_hidden_state"][where].flatten(0, -2)[None]
         return result
     output = model.get_output_embeddings()
     hook = model.base_model.register_forward_hook(select)
@@ -293,9 +293,7 @@ class CausalLM(LanguageModelling):
     tokenizer_kind, auto_class = "bpe", "AutoModelForCausalLM"
 
     def predicted(self, model, tokens):
-        where = torch.ones_like(tokens, dtype=torch.bool)
-        where[:, -1] = False                                       # the last token of a block has no successor
-        return loss_inputs(model, where, input_ids=tokens, use_cache=False), tokens[:, 1:].flatten()
+        return loss_inputs(model, np.s_[:, :-1], input_ids=tokens, use_cache=False), tokens[:, 1:].flatten()      # the last token of a block has no successor
 
     def fresh(self):
         from transformers import GPT2Config, GPT2LMHeadModel
