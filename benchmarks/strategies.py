@@ -59,6 +59,11 @@ def rates(strategy, data: Data, factor: float = 1) -> list[Strategy]:
     return [strategy(lr=round(factor * lr, 6)) for lr in (low / 3, low, high, 3 * high)]
 
 
+def summing(strategy, data: Data) -> list[Strategy]:
+    "Both learning rates, with a pull that sums to half over the run and with one that sums to five."
+    return [strategy(round(share / (lr * data.steps), 2), lr=lr) for lr in data.lrs for share in (0.5, 5)]
+
+
 METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
     "linear probe": lambda data: [LinearProbe(head_lr=lr) for lr in (1e-3, 3e-3, 1e-2, 3e-2)],
     "last block": lambda data: rates(lambda lr: PartialFreezing(1, lr=lr), data),
@@ -67,11 +72,11 @@ METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
     "discriminative rates": lambda data: rates(DiscriminativeRates, data, 3),
     "gradual unfreezing": lambda data: rates(lambda lr: GradualUnfreezing(lr=lr, every=data.steps // 10), data),
     "biases and norms": lambda data: rates(BiasesAndNorms, data, 3),
-    "L2-SP": lambda data: [L2SP(round(share / (lr * data.steps), 2), lr=lr) for lr in data.lrs for share in (0.5, 5)],     # the pull sums to so much over the run
+    "L2-SP": lambda data: summing(L2SP, data),
     "group norm": lambda data: grid(GroupSP, data, "strength", (0.1, 0.3)),
     "L1-SP": lambda data: grid(L1SP, data, "strength", (0.1, 0.3)),
     "function space": lambda data: grid(FunctionSP, data, "strength", (1.0, 10.0)),
-    "EWC": lambda data: [ElasticWeights(round(share / (lr * data.steps), 2), lr=lr) for lr in data.lrs for share in (0.5, 5)],
+    "EWC": lambda data: summing(ElasticWeights, data),
     "LoRA": lambda data: [LoRA(lr=round(data.adapters * lr, 6), rank=rank) for lr in data.lrs for rank in (4, 16)]}
 ONLY = {"EWC": ("digits",)}          # it needs rows of the source task
 

@@ -18,10 +18,12 @@ from torch import nn
 from ftlearn.adaptation.freezing import LinearProbe
 from ftlearn.adaptation.proximal import (AT_ONCE, EWC, L1SP, L2SP, PIECE, FunctionSP, GroupSP, ProximalPull, WithSource, bundles, fisher, l2sp_penalty,
                                          layer_movement, load_difference, prox_l1, prox_norm, prox_squared, save_difference, _with_distance)
+from ftlearn.data import Task
+from ftlearn.pretraining.autoencoders import Preprocess
 from ftlearn.training import adamw, warmup_cosine
-from ftlearn.transfer.model import FullFineTuning, finetune
+from ftlearn.transfer.model import Backbone, FullFineTuning, TransferModel, finetune
 
-from conftest import changed, improving, snapshot
+from conftest import changed, improving, patterns, snapshot
 
 OPTIMIZERS = {"SGD": lambda groups: torch.optim.SGD(groups, lr=0.05), "momentum": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9),
               "Adam": lambda groups: torch.optim.Adam(groups, lr=0.05), "AdamW": lambda groups: adamw(groups, lr=0.05),
@@ -544,6 +546,19 @@ def pulled_and_saved(folder):
     prepared, stepper = accelerator.prepare(model, optimizer)
     learn(prepared, stepper, 5)
     torch.save((snapshot(model), pull.distance(), accelerator.num_processes), f"{folder}/{accelerator.process_index}.pt")
+    for strategy in STRATEGIES: torch.save(snapshot(fine_tuned(strategy)), f"{folder}/{strategy.name}-{accelerator.process_index}.pt")
+
+
+STRATEGIES = (L2SP(5.0, lr=1e-2), FunctionSP(5.0, lr=1e-2))
+
+
+def fine_tuned(strategy):
+    "Of a network without batch statistics, which each process would take of its own rows"
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh())
+    model = TransferModel(Backbone("plain", body, 8, Preprocess(8, [0.5], [0.3]), True, lr=1e-3), ["a", "b", "c"])
+    split = patterns(24, seed=1)
+    return finetune(model, Task("patterns", split, split, split, ["a", "b", "c"]), strategy, steps=8, batch_size=8).model
 
 
 def test_two_processes_are_pulled_as_one(tmp_path):
@@ -558,6 +573,12 @@ def test_two_processes_are_pulled_as_one(tmp_path):
         weights, distance, processes = torch.load(tmp_path/f"{process}.pt", weights_only=True)
         assert processes == 2 and distance > 0
         for name, value in alone.state_dict().items(): assert torch.allclose(weights[name], value, atol=1e-6)       # both saw the same rows
+    for strategy in STRATEGIES:
+        one, plain = snapshot(fine_tuned(strategy)), snapshot(fine_tuned(FullFineTuning(lr=1e-2)))
+        assert not torch.allclose(one["backbone.1.weight"], plain["backbone.1.weight"], atol=1e-3)                  # the pull shows
+        for process in range(2):
+            weights = torch.load(tmp_path/f"{strategy.name}-{process}.pt", weights_only=True)
+            for name, value in one.items(): assert torch.allclose(weights[name], value, atol=1e-5), (strategy.name, name)
 
 
 # --- The strategy ----------------------------------------------------------------------------------------------------
