@@ -123,7 +123,7 @@ def setfit(study: Study, few: Task, lr: None, steps: int, seed: int, split: str)
     model = SetFitModel.from_pretrained(str(minilm()))
     rows = Dataset.from_dict({"text": list(few.train.inputs), "label": few.train.labels.tolist()})
     pairs = {"num_iterations": SETFIT_PAIRS} if len(few.train) > 100 else {}
-    with tempfile.TemporaryDirectory() as folder, torch.autocast("cpu", torch.bfloat16):
+    with tempfile.TemporaryDirectory() as folder, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):      # else all steps would see the first step's weights
         arguments = TrainingArguments(output_dir=folder, num_epochs=1, seed=seed, report_to="none", **pairs)
         Trainer(model, arguments, train_dataset=rows).train()
     return 100 * float((model.predict(list(few.test.inputs), as_numpy=True) == few.test.labels.numpy()).mean())
