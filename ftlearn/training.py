@@ -340,6 +340,7 @@ def fit(model: nn.Module,
         loss.backward()
         nn.utils.clip_grad_norm_(learning, clip)
         stepper.step()
+        torch.clear_autocast_cache()         # within an autocast of the caller's, all steps would see the weights of the first
         schedule.step()
         optimizer.zero_grad()
         if (step + 1) % measure_every == 0 or step + 1 == steps:

@@ -1,4 +1,5 @@
 """The loop: a run that was interrupted is the same run, and what is frozen does not move."""
+import contextlib
 import math
 import subprocess
 import sys
@@ -313,6 +314,17 @@ def test_images_are_augmented_in_training_only(monkeypatch):
         return images
     run(augment=augment)
     assert len(augmented) == 8 and all(images.is_floating_point() and images.max() <= 1 for images in augmented)
+
+
+def test_training_within_the_callers_autocast_sees_its_own_steps():
+    "Guards against copies of the weights in bfloat16 that outlive the step that made them."
+    def learned(context):
+        model = plain_network()
+        before = [w.detach().clone() for w in model.parameters()]
+        with context: fit(model, patterns(24, seed=1), steps=20, batch_size=8, lr=1e-2)
+        return torch.cat([(w - w0).detach().flatten() for w, w0 in zip(model.parameters(), before)])
+    outside, inside = learned(contextlib.nullcontext()), learned(torch.autocast("cpu", torch.bfloat16))
+    assert (inside - outside).norm() < 0.1 * outside.norm()
 
 
 # --- Several processes -----------------------------------------------------------------------------------------------
