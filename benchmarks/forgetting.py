@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ftlearn.adaptation.freezing import interpolate
 from ftlearn.adaptation.proximal import FunctionSP, GroupSP, L1SP, L2SP
-from ftlearn.core import atomic_write, in_parallel
+from ftlearn.core import in_parallel
 from ftlearn.data import load_task
 from ftlearn.training import evaluate
 from ftlearn.transfer.model import FullFineTuning, LinearProbe, TransferModel, finetune
 
+from .parts import write_table
 from .strategies import ElasticWeights, letters, reader
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"forgetting.json"
@@ -49,7 +50,7 @@ def main() -> None:
             if time.monotonic() > until or str(setting) in found.setdefault(line, {}): continue
             found[line][str(setting)] = in_parallel(run, [(line, setting, seed) for seed in SEEDS])
             print(line, setting, found[line][str(setting)], flush=True)
-            with atomic_write(TABLE) as file: file.write_text(json.dumps(about | {"lines": found}, indent=1) + "\n")
+            write_table(TABLE, about | {"lines": found})
 
 
 if __name__ == "__main__":

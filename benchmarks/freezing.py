@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from ftlearn.adaptation.freezing import PartialFreezing
-from ftlearn.core import atomic_write, generator, in_parallel
+from ftlearn.core import generator, in_parallel
 from ftlearn.data import HELD_OUT_FONTS, MARK, Rows, Split, Task, _words_and_tags, _write, docstrings, fonts, has_letter, load_task, prose
 from ftlearn.training import encoded, evaluate
 from ftlearn.transfer.model import FullFineTuning, LinearProbe, TransferModel, finetune, measure_of
 
-from .parts import PRACTICE
+from .parts import PRACTICE, write_table
 from .strategies import letters, reader
 
 import torchvision.transforms.functional as V      # last: ftlearn.core must have mended torchvision, where it does not fit its torch
@@ -154,7 +154,7 @@ def main(minutes: float) -> None:
              "untouched": {}, "memory": {}, "cells": {}} | found
     def write():
         TABLE.parent.mkdir(exist_ok=True)
-        with atomic_write(TABLE) as file: file.write_text(json.dumps(table, indent=1) + "\n")
+        write_table(TABLE, table)
     if not table["untouched"]:
         model = TransferModel.from_pretrained("glyph-cnn", target("digits"))
         table["untouched"] = {"source": source_accuracy(model)}

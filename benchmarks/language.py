@@ -11,7 +11,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Collection, Iterator
 
 import torch
 
@@ -51,8 +50,11 @@ def with_trainer(objective, model, train, steps: int, seed: int = 0) -> None:
         Trainer(model, options, train_dataset=rows, data_collator=collator).train()
 
 
-def speed(objective, fresh, train) -> list[Row]:
+def speed(objective) -> list[Row]:
     "All ways in turn, a few steps at a time; the first round, in which layers are compiled, tells what that costs."
+    set_seed(0)
+    _, train, _ = objective.prepare(load_corpus("docs"))
+    fresh = objective.fresh()
     ways = {"compiled": (with_compiled, use_plain_attention(copy.deepcopy(fresh))), "ours": (with_fit, use_plain_attention(copy.deepcopy(fresh))), "Trainer": (with_trainer, copy.deepcopy(fresh))}
     seconds, tokens = {name: [] for name in ways}, STEPS * objective.batch_size * objective.length
     for _ in range(1 + ROUNDS):
@@ -85,19 +87,16 @@ def quality(objective) -> Row:
                statistics.mean(losses["ours"]) <= statistics.mean(losses["Trainer"]) + NO_WORSE)
 
 
-def measure(names: Collection[str] = ("MaskedLM", "CausalLM"), parts: Collection[str] = ("speed", "quality")) -> Iterator[Row]:
-    for objective in (MaskedLM(), CausalLM()):
-        if objective.name not in names: continue
-        set_seed(0)
-        _, train, _ = objective.prepare(load_corpus("docs"))
-        if "speed" in parts: yield from speed(objective, objective.fresh(), train)
-        if "quality" in parts: yield quality(objective)
+OBJECTIVES = {objective.name: objective for objective in (MaskedLM(), CausalLM())}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Pretraining beside transformers' Trainer.")
-    parser.add_argument("--objective", nargs="*", dest="names", default=["MaskedLM", "CausalLM"])
-    parser.add_argument("--part", nargs="*", dest="parts", default=["speed", "quality"])
+    parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--part", nargs="+", choices=("speed", "quality"), default=("speed", "quality"))
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as empty:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty         # nothing compiled before
-        for row in measure(**vars(parser.parse_args())): print(row, flush=True)
+        for objective in map(OBJECTIVES.get, options.objective):
+            if "speed" in options.part: print(*speed(objective), sep="\n", flush=True)
+            if "quality" in options.part: print(quality(objective), flush=True)

@@ -2,12 +2,14 @@
 
 A point of a study, such as one method at one budget, is `{"tried": {setting: value}, "setting": the best, "test": {draw: value}}`."""
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
-from ftlearn.core import in_parallel
+from ftlearn.core import atomic_write, in_parallel
 
 SEEDS, PRACTICE = range(5), 100          # the draws that are measured, and the one that settings are chosen on
 
@@ -47,6 +49,11 @@ def measure(run: Callable,              # (*path, setting, draw, split) → what
             else: point["tried"][str(setting)] = value
             print(*call, value, f"({time.monotonic() - start:.0f} s)", sep=", ", flush=True)
         store({call[0] for _, call in todo})
+
+
+def write_table(file: Path, table: dict) -> None:
+    "A study's numbers, whole or not at all."
+    with atomic_write(file) as new: new.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def wanted(description: str, names: Iterable[str]) -> tuple[list[tuple[str, str, str]], float]:

@@ -10,10 +10,9 @@ import importlib.util
 import json
 from pathlib import Path
 
-from ftlearn.core import atomic_write
 
 from benchmarks.methods import METHODS, STUDIES, score
-from benchmarks.parts import SEEDS, measure, wanted
+from benchmarks.parts import SEEDS, measure, wanted, write_table
 
 RESULTS = Path(__file__).parents[1]/"nbs"/"results"
 
@@ -29,7 +28,7 @@ def store(study, scores: dict) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "scikit-learn", "setfit") if importlib.util.find_spec(name.replace("scikit-learn", "sklearn"))}
     about = {"command": f"python -m benchmarks.results {study.task}", "unit": f"{study.metric} in %", "backbone": study.backbone, "test rows": study.test_rows,
              "steps": study.steps, "batch size": study.batch_size, "versions": versions}
-    with atomic_write(RESULTS/f"{study.task}.json") as file: file.write_text(json.dumps(about | {"scores": scores}, indent=1) + "\n")
+    write_table(RESULTS/f"{study.task}.json", about | {"scores": scores})
 
 
 def main() -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from ftlearn.adaptation.freezing import MovingStatistics
 from ftlearn.adaptation.proximal import GroupSP, L2SP
-from ftlearn.core import atomic_write
 from ftlearn.data import load_task
 from ftlearn.transfer.model import FullFineTuning, Strategy, TransferModel, finetune
 
-from .parts import measure
+from .parts import measure, write_table
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"statistics.json"
 SHOTS, STEPS, DRAWS, LRS = (2, 5, 10), 100, 20, (3e-5, 1e-4, 3e-4, 1e-3)
@@ -65,7 +64,7 @@ def main() -> None:
     runs = json.loads(TABLE.read_text())["runs"] if TABLE.exists() else {}
     def save(changed):
         table = {"command": "python -m benchmarks.statistics", "unit": "accuracy in %", **{part: scores(points) for part, points in runs.items()}, "runs": runs}
-        with atomic_write(TABLE) as file: file.write_text(json.dumps(table, indent=1) + "\n")
+        write_table(TABLE, table)
     points = [(("chosen", shots, method), METHODS[method], range(options.draws)) for shots in SHOTS for method in METHODS]
     points += [(("rates", lr, method), [AT_A_RATE[method](lr)], range(options.draws // 2)) for lr in SWEPT for method in AT_A_RATE]
     measure(run, points, runs, save, options.minutes, quality=lambda value: (value["score"], -value["loss"]))

@@ -16,7 +16,6 @@ from torch import nn
 from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PartialFreezing
 from ftlearn.adaptation.low_rank import LoRA
 from ftlearn.adaptation.proximal import EWC, FunctionSP, GroupSP, L1SP, L2SP, fisher
-from ftlearn.core import atomic_write
 from ftlearn.data import load_task
 from ftlearn.pretraining.images import glyph_cnn
 from ftlearn.pretraining.masked_lm import look_up
@@ -25,7 +24,7 @@ from ftlearn.transfer.images import pixel_baseline
 from ftlearn.transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel, finetune, read_weights
 from ftlearn.transfer.text import bag_of_words
 
-from .parts import measure, wanted
+from .parts import measure, wanted, write_table
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"strategies.json"
 
@@ -126,7 +125,7 @@ def main() -> None:
               if budget in ("", str(shots)) for method in ("baseline", *METHODS) if method.startswith(beginning) and task in ONLY.get(method, DATA)]
     about = {"command": "python -m benchmarks.strategies", "unit": "accuracy, or F1 of names, in %"}
     def save(tasks):
-        with atomic_write(TABLE) as file: file.write_text(json.dumps(about | {"scores": found}, indent=1) + "\n")
+        write_table(TABLE, about | {"scores": found})
     measure(run, points, found, save, minutes, quality=lambda value: (value["score"], -value["loss"]))
 
 
