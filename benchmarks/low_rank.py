@@ -19,11 +19,13 @@ from ftlearn.core import in_parallel, interval
 from ftlearn.data import load_task
 from ftlearn.transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel, finetune
 
+from .parts import write_table
+
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"low_rank.json"
 SMALL = "docs-encoder on docs-entities"
 SETTINGS = {SMALL: ("docs-encoder", "docs-entities", 200, dict(steps=200, batch_size=32, measure_every=25)),
             "MiniLM on reviews": ("all-MiniLM-L6-v2", "reviews", 64, dict(steps=48, batch_size=16, measure_every=24))}
-RANKS = {SMALL: (1, 4, 16, 64), "MiniLM on reviews": (1, 8)}
+RANKS = {SMALL: (1, 4, 16, 64), "MiniLM on reviews": (1, 4, 8, 32)}
 SEEDS, PRACTICE = range(5), 100
 CANDIDATES = {"linear probe": [LinearProbe(head_lr=lr) for lr in (1e-3, 3e-3, 1e-2, 3e-2)],
               "LoRA": [LoRA(rank=4, lr=lr, head_lr=3e-3) for lr in (3e-4, 1e-3, 3e-3, 1e-2)],
@@ -65,7 +67,7 @@ def measured(found: dict, setting: str, name: str, calls: list[tuple]) -> list[d
     todo = [call for call in calls if not known(call)]
     for pair in (todo[i:i + 2] for i in range(0, len(todo), 2)):
         rows += [label(*call) | result for call, result in zip(pair, in_parallel(run, [(setting, *call) for call in pair]))]
-        TABLE.write_text(json.dumps({"command": "python -m benchmarks.low_rank", "unit": "accuracy, or F1, in %", "runs": found}, indent=1) + "\n")
+        write_table(TABLE, {"command": "python -m benchmarks.low_rank", "unit": "accuracy, or F1, in %", "runs": found})
     return [known(call) for call in calls]
 
 

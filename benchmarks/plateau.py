@@ -4,12 +4,13 @@
 
 About ten minutes on two cores. Each architecture gets the better of two learning rates, then three seeds. The table goes to
 nbs/results/plateau.json, and lesson 6 draws it."""
-import json
 from pathlib import Path
 
 from ftlearn.core import in_parallel
 from ftlearn.pretraining.masked_lm import MaskedLM
 from ftlearn.training import pretrain
+
+from .parts import write_table
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"plateau.json"
 STEPS, LRS, SEEDS = 600, (1e-3, 3e-3), (0, 1, 2)
@@ -40,7 +41,7 @@ def main() -> None:
     others = iter(in_parallel(run, [(name, best[name], seed) for name in KINDS for seed in SEEDS[1:]]))
     runs = {name: {"lr": best[name], "seeds": [tried[name][best[name]], *(next(others) for _ in SEEDS[1:])]} for name in KINDS}
     TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(json.dumps({"command": "python -m benchmarks.plateau", "batch": "64 rows of 64 tokens", "runs": runs}, indent=1) + "\n")
+    write_table(TABLE, {"command": "python -m benchmarks.plateau", "batch": "64 rows of 64 tokens", "runs": runs})
     for name, found in runs.items(): print(name, found["lr"], [seed[-1] for seed in found["seeds"]])
 
 
