@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PartialFreezing
+from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PairsThenProbe, PartialFreezing
 from ftlearn.adaptation.proximal import L2SP
 from ftlearn.core import set_seed
 from ftlearn.data import Split, Task, load_task
@@ -71,6 +71,7 @@ class Method:
     run: Callable[..., float]         # (study, few, learning rate, steps, seed, split) → score in %
     rates: Callable[[Study], tuple] = lambda study: ()      # to choose from on the practice draw; without any there is no choice
     studies: tuple[str, ...] = tuple(STUDIES)
+    most: float = float("inf")        # labels a class at which it is measured, where more would take too long
 
 
 def adapted(strategy: Callable[[float, float, int], Strategy],       # (learning rate, that of the head, steps) → strategy
@@ -81,6 +82,14 @@ def adapted(strategy: Callable[[float, float, int], Strategy],       # (learning
         if probe_first: finetune(model, few, LinearProbe(head_lr=study.head_lr), steps=5 * steps, batch_size=study.batch_size, seed=seed)
         result = finetune(model, few, strategy(lr, study.head_lr, steps), steps=steps, batch_size=study.batch_size, seed=seed, measure_every=-(-steps // LOOKS))
         return 100 * (result.test if split == "test" else result.validation)[study.metric]
+    return run
+
+
+def pairs(longer: int = 1) -> Callable[..., float]:
+    "Pairs of a batch without a head, as many rows as the other methods see, or so many times as many; then a probe."
+    def run(study: Study, few: Task, lr: float, steps: int, seed: int, split: str) -> float:
+        strategy = PairsThenProbe(lr=lr, head_lr=study.head_lr, pair_steps=longer * steps * study.batch_size // 32)
+        return adapted(lambda *_: strategy, longer=5)(study, few, lr, steps, seed, split)
     return run
 
 
@@ -144,6 +153,9 @@ METHODS = {
     "discriminative rates": Method(adapted(lambda lr, head, steps: DiscriminativeRates(lr=lr, head_lr=head)), of_backbone(2)),
     "gradual unfreezing": Method(adapted(lambda lr, head, steps: GradualUnfreezing(lr=lr, head_lr=head, every=max(1, steps // 16))), of_backbone(1)),
     "probe, then fine-tuning": Method(adapted(lambda lr, head, steps: FullFineTuning(lr=lr, head_lr=head), probe_first=True), of_backbone(1)),
+    "pairs, then a probe": Method(pairs(), of_backbone(1), ("rotten_tomatoes", "fashion_mnist")),
+    "pairs, four times as long": Method(pairs(longer=4), of_backbone(1), ("rotten_tomatoes",), most=32),
+    "full fine-tuning, four times as long": Method(adapted(lambda lr, head, steps: FullFineTuning(lr=lr, head_lr=head), longer=4), of_backbone(1), ("rotten_tomatoes",), most=32),
     "L2-SP": Method(adapted(lambda lr, head, steps: L2SP(strength=1 / (lr * steps), lr=lr, head_lr=head)), of_backbone(1)),      # over the whole run the pull adds up to about a half
     "Trainer, defaults": Method(trainer, studies=("rotten_tomatoes",)),
     "Trainer, tuned": Method(trainer, of_backbone(1), ("rotten_tomatoes",)),

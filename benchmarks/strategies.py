@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PartialFreezing
+from ftlearn.adaptation.freezing import BiasesAndNorms, DiscriminativeRates, GradualUnfreezing, PairsThenProbe, PartialFreezing
 from ftlearn.adaptation.low_rank import LoRA
 from ftlearn.adaptation.proximal import EWC, FunctionSP, GroupSP, L1SP, L2SP, fisher
 from ftlearn.data import load_task
@@ -70,6 +70,7 @@ METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
     "probe, then fine-tuning": lambda data: rates(FullFineTuning, data),
     "discriminative rates": lambda data: rates(DiscriminativeRates, data, 3),
     "gradual unfreezing": lambda data: rates(lambda lr: GradualUnfreezing(lr=lr, every=data.steps // 10), data),
+    "pairs, then a probe": lambda data: rates(lambda lr: PairsThenProbe(lr=lr, pair_steps=data.steps * data.batch_size // 32), data),       # as many rows as the others see
     "biases and norms": lambda data: rates(BiasesAndNorms, data, 3),
     "L2-SP": lambda data: summing(L2SP, data),
     "group norm": lambda data: grid(GroupSP, data, "strength", (0.1, 0.3)),
@@ -77,7 +78,8 @@ METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
     "function space": lambda data: grid(FunctionSP, data, "strength", (1.0, 10.0)),
     "EWC": lambda data: summing(ElasticWeights, data),
     "LoRA": lambda data: [LoRA(lr=round(data.adapters * lr, 6), rank=rank) for lr in data.lrs for rank in (4, 16)]}
-ONLY = {"EWC": ("digits",)}          # it needs rows of the source task
+ONLY = {"EWC": ("digits",),                                 # it needs rows of the source task
+        "pairs, then a probe": ("digits", "reviews")}       # it compares whole rows
 
 
 class ElasticWeights(EWC):
@@ -111,7 +113,7 @@ def run(task: str, shots: int, method: str, strategy: Strategy | None, seed: int
     model = TransferModel.from_pretrained(data.backbone, few, seed=seed)
     options = {"batch_size": data.batch_size, "seed": seed}
     if method == "probe, then fine-tuning": finetune(model, few, LinearProbe(), steps=100, **options)
-    result = finetune(model, few, strategy, steps=(5 if method == "linear probe" else 1) * data.steps, measure_every=max(1, data.steps // 5), **options)
+    result = finetune(model, few, strategy, steps=(5 if isinstance(strategy, LinearProbe) else 1) * data.steps, measure_every=max(1, data.steps // 5), **options)
     measured = result.test if split == "test" else result.validation
     found = {"score": round(100 * measured.get("f1", measured.get("accuracy")), 2), "loss": round(measured["loss"], 4)}
     if task == "digits": found["letters"] = round(100 * evaluate(reader(model.backbone, model.prepare), letters().test)["accuracy"], 2)

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from ftlearn.adaptation.freezing import (BiasesAndNorms, DiscriminativeRates, FullFineTuning, GradualUnfreezing, LinearProbe, MovingStatistics, OneGroup,
-                                         PartialFreezing, ProbeThenFineTuning, interpolate, layer_groups)
+                                         PairsThenProbe, PartialFreezing, ProbeThenFineTuning, interpolate, layer_groups, pair_loss)
 from ftlearn.adaptation.proximal import L2SP
+from ftlearn.data import Split
 from ftlearn.training import fit
 from ftlearn.transfer.model import TransferModel, extract_features, finetune, remove_head
 
@@ -342,3 +343,44 @@ def test_a_probe_first_where_a_layer_below_the_head_is_new(make_model, task):
     finetune(model, task, ProbeThenFineTuning(lr=1e-12, head_lr=1e-12, probe_steps=10), **QUICK)
     moved = [n for n, value in model.state_dict().items() if not torch.allclose(value, before[n], atol=1e-6)]
     assert sorted(moved) == sorted([f"backbone.{name}", "head.weight", "head.bias"])
+
+
+def test_pairs_change_the_backbone_and_leave_its_statistics(make_model, task):
+    "Guards against a head that takes part in the first part, and against a backbone that the second one changes."
+    model, again = make_model(), make_model()
+    before = snapshot(model)
+    finetune(model, task, PairsThenProbe(lr=1e-2, pair_steps=4), **QUICK)
+    finetune(again, task, PairsThenProbe(lr=1e-2, head_lr=1e-9, pair_steps=4), **QUICK)
+    assert {name.split(".")[0] for name in changed(before, model)} == {"backbone", "head"}
+    assert torch.allclose(before["head.weight"], again.head.weight, atol=1e-6)
+    assert changed(snapshot(model.backbone), again.backbone) == []
+    assert not any("running" in name for name in changed(before, model))
+    assert [name for name, w in model.named_parameters() if w.requires_grad] == ["head.weight", "head.bias"]
+
+
+def test_pairs_are_used_as_labels_would_be(make_model, task):
+    "Drawn together by classes, training rows come nearer to those of their own."
+    model = make_model()
+    def loss(): return pair_loss(extract_features(model, task.train).inputs, task.train.labels).item()
+    before = loss()
+    finetune(model, task, PairsThenProbe(lr=1e-2, pair_steps=60), **QUICK)
+    assert loss() < 0.7 * before
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 0, 0], [0, 1, 2], [0, 1, 0]], ids=str)
+def test_a_batch_may_lack_pairs_of_a_kind(labels):
+    "Guards against the mean over nothing."
+    features = torch.randn(len(labels), 4, requires_grad=True)
+    loss = pair_loss(features, torch.tensor(labels))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(features.grad).all() and (loss > 0) == (len(labels) > 1)
+
+
+@pytest.mark.parametrize("name, rows, loss", [("one vector a class", [[1, 0], [1, 0], [0, 3]], 0), ("all alike", [[1, 1], [1, 1], [1, 1]], 0.5), ("all at right angles", [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 0.5)])
+def test_the_loss_of_pairs_at_its_ends(name, rows, loss):
+    assert pair_loss(torch.tensor(rows, dtype=torch.float), torch.tensor([0, 0, 1])).item() == pytest.approx(loss, abs=1e-6)
+
+
+def test_pairs_of_words_are_refused(make_model, task):
+    words = Split(task.train.inputs[:2], [[0, 1], [2]])
+    with pytest.raises(ValueError, match="one label each"): PairsThenProbe().objective(make_model(), words)

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.optimize import minimize
 from torch import nn
 
-from ftlearn.adaptation.freezing import LinearProbe
+from ftlearn.adaptation.freezing import LinearProbe, PairsThenProbe
 from ftlearn.adaptation.proximal import (AT_ONCE, EWC, L1SP, L2SP, PIECE, FunctionSP, GroupSP, ProximalPull, WithSource, bundles, fisher, l2sp_penalty,
                                          layer_movement, load_difference, prox_l1, prox_norm, prox_squared, save_difference, _with_distance)
 from ftlearn.data import Task
@@ -546,10 +546,11 @@ def pulled_and_saved(folder):
     prepared, stepper = accelerator.prepare(model, optimizer)
     learn(prepared, stepper, 5)
     torch.save((snapshot(model), pull.distance(), accelerator.num_processes), f"{folder}/{accelerator.process_index}.pt")
-    for strategy in STRATEGIES: torch.save(snapshot(fine_tuned(strategy)), f"{folder}/{strategy.name}-{accelerator.process_index}.pt")
+    for strategy in (*STRATEGIES, PAIRS): torch.save(snapshot(fine_tuned(strategy)), f"{folder}/{strategy.name}-{accelerator.process_index}.pt")
 
 
 STRATEGIES = (L2SP(5.0, lr=1e-2), FunctionSP(5.0, lr=1e-2))
+PAIRS = PairsThenProbe(lr=1e-2, pair_steps=8, pair_batch=8)
 
 
 def fine_tuned(strategy):
@@ -580,6 +581,9 @@ def test_two_processes_are_pulled_as_one(tmp_path):
         for process in range(2):
             weights = torch.load(tmp_path/f"{strategy.name}-{process}.pt", weights_only=True)
             for name, value in one.items(): assert torch.allclose(weights[name], value, atol=1e-5), (strategy.name, name)
+    first, second = (torch.load(tmp_path/f"{PAIRS.name}-{process}.pt", weights_only=True) for process in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)                # each had pairs of its own rows, and neither has drifted
+    assert not torch.allclose(first["backbone.1.weight"], snapshot(fine_tuned(LinearProbe()))["backbone.1.weight"], atol=1e-3)
 
 
 # --- The strategy ----------------------------------------------------------------------------------------------------

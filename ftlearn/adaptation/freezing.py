@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..data import Split
-from ..training import fit, freeze_statistics
+from ..training import adamw, fit, freeze_statistics
 from ..transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel, backbone_is_frozen, extract_features
 
 # %% auto #0
 __all__ = ['LISTS', 'MovingStatistics', 'layer_groups', 'ByGroups', 'PartialFreezing', 'let_learn', 'DiscriminativeRates',
-           'GradualUnfreezing', 'BiasesAndNorms', 'ProbeThenFineTuning', 'OneGroup', 'interpolate']
+           'GradualUnfreezing', 'BiasesAndNorms', 'ProbeThenFineTuning', 'pair_loss', 'FeaturesOf', 'PairsThenProbe',
+           'OneGroup', 'interpolate']
 
 # %% ../../nbs/12_freezing.ipynb #04655782
 class MovingStatistics(FullFineTuning):
@@ -144,6 +146,44 @@ class ProbeThenFineTuning(FullFineTuning):
         self.probe.prepare(model)
         learner, rows = (model.head, extract_features(model, train)) if backbone_is_frozen(model) else (model, train)
         fit(learner, rows, steps=self.probe_steps, optimizer=self.probe.optimizer(model), description=self.probe.name)
+        self.prepare(model)
+        return super().objective(model, train)
+
+# %% ../../nbs/12_freezing.ipynb #91aa32bc
+def pair_loss(features: Tensor,       # (n, width)
+              labels: Tensor,         # (n,)
+             ) -> Tensor:
+    "Of all pairs of rows, those of one class should have the cosine 1, and others 0: the mean squared error of either kind, half and half. A kind that the batch has no pair of counts nothing."
+    i, j = torch.triu_indices(len(labels), len(labels), 1, device=labels.device)
+    same = (labels[i] == labels[j]).float()
+    errors = (F.cosine_similarity(features[i].float(), features[j].float()) - same).square()
+    def mean(kind): return (errors * kind).sum() / kind.sum().clamp(min=1)
+    return (mean(same) + mean(1 - same)) / 2
+
+
+class FeaturesOf(nn.Module):
+    "A model without its head."
+
+    def __init__(self, model: TransferModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs) -> Tensor: return self.model.features(inputs)
+
+
+@dataclass(kw_only=True)
+class PairsThenProbe(LinearProbe):
+    """Without a head, rows of one class are drawn together and those of two pushed apart; then a head is fitted to the features, computed once (SetFit, Tunstall et al. 2022).
+
+    The pairs are all those of a batch; with several processes, those of each process's part of it. `finetune`'s steps, batch size and augmentation are of the second part."""
+    pair_steps: int = 50         # of the first part
+    pair_batch: int = 32         # rows in a batch of the first part
+
+    def objective(self, model: TransferModel, train: Split) -> tuple[Callable, Split]:
+        if not isinstance(train.labels, Tensor): raise ValueError(f"{self.name} compares rows that have one label each, and here each word has one; take FullFineTuning")
+        let_learn(model, [model.backbone.parameters()])
+        fit(FeaturesOf(model), train, steps=self.pair_steps, batch_size=self.pair_batch, objective=lambda features, inputs, labels: pair_loss(features(inputs), labels),
+            optimizer=adamw(model.backbone.parameters(), model.lr if self.lr is None else self.lr, self.weight_decay), description="pairs")
         self.prepare(model)
         return super().objective(model, train)
 
