@@ -76,7 +76,7 @@ def measure() -> Iterator[Row]:
         photos = photographs(Path(folder))
         os.environ["FTLEARN_CACHE"] = f"{folder}/cache"
         for blocks in (4, 5): yield partly_frozen("SqueezeNet on JPEG files", squeezenet(photos), photos, blocks / 9, TWICE if blocks == 5 else None)       # nine have no half
-        yield partly_frozen("MiniLM on reviews", bert, some, 6/7, TWICE)
+        yield partly_frozen("MiniLM on reviews", bert, some, 6/7)
         yield partly_frozen("MiniLM on reviews", bert, some, 1/2)
         yield partly_frozen("the glyph CNN on digits", glyph_cnn(), digits, 1/2)
     os.environ.pop("FTLEARN_CACHE") if before is None else os.environ.update(FTLEARN_CACHE=before)
