@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Split
-from ..training import adamw, fit, freeze_statistics
+from ..training import fit, freeze_statistics
 from ..transfer.model import FullFineTuning, LinearProbe, Strategy, TransferModel, backbone_is_frozen, extract_features
 
 # %% auto #0
@@ -183,7 +183,7 @@ class PairsThenProbe(LinearProbe):
         if not isinstance(train.labels, Tensor): raise ValueError(f"{self.name} compares rows that have one label each, and here each word has one; take FullFineTuning")
         let_learn(model, [model.backbone.parameters()])
         fit(FeaturesOf(model), train, steps=self.pair_steps, batch_size=self.pair_batch, objective=lambda features, inputs, labels: pair_loss(features(inputs), labels),
-            optimizer=adamw(model.backbone.parameters(), model.lr if self.lr is None else self.lr, self.weight_decay), description="pairs")
+            optimizer=self.optimizer(model), description="pairs")
         self.prepare(model)
         return super().objective(model, train)
 
