@@ -37,11 +37,11 @@ def on_digits() -> Step:
 
 
 def resnet18() -> Step:
-    "torchvision's ResNet-18 on 16 images of 64 × 64."
+    "torchvision's ResNet-18 on 16 images of 224 × 224, the size that its weights are prepared for."
     import torchvision
     body, head = torchvision.models.resnet18(), nn.Linear(512, 10)
     body.fc = nn.Identity()
-    return Step(body, head, torch.rand(16, 3, 64, 64), torch.randint(10, (16,)), [*body.parameters(), *head.parameters()])
+    return Step(body, head, torch.rand(16, 3, 224, 224), torch.randint(10, (16,)), [*body.parameters(), *head.parameters()])
 
 
 def minilm() -> Step:

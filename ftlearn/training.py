@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .core import atomic_files, atomic_write, autocast_dtype, generator, progress, set_seed
@@ -27,7 +29,7 @@ __all__ = ['MIXED_PRECISION_FROM', 'batches', 'row_lengths', 'set_modes', 'is_fr
            'mixed_precision', 'to_device', 'predict', 'encoded', 'inference_batches', 'evaluate', 'at_labels',
            'tagging_scores', 'spans', 'entity_f1', 'f1', 'warmup_cosine', 'adamw', 'check_optimizer', 'History',
            'rng_state', 'set_rng_state', 'save_checkpoint', 'load_checkpoint', 'classification', 'fit',
-           'number_of_steps', 'Run', 'Objective', 'Pretrained', 'pretrain', 'model_card']
+           'number_of_steps', 'Run', 'read_weights', 'read_config', 'Objective', 'Pretrained', 'pretrain', 'model_card']
 
 # %% ../nbs/02_training.ipynb #8d0579dd
 def batches(n: int,                    # rows
@@ -423,16 +425,40 @@ class Run:
         if self.best is not None: self.model.load_state_dict(self.best)
         self.history.seconds += time.perf_counter() - self.started
 
+# %% ../nbs/02_training.ipynb #18cb1b82
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    "A state dict from a .safetensors, .pt, .pth, .bin or .npz file, never by way of a pickle that could run code."
+    path = Path(path).expanduser()
+    if not path.is_file(): raise FileNotFoundError(f"there is no weights file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors": return load_file(path)
+        if path.suffix == ".npz": return {name: torch.from_numpy(value) for name, value in np.load(path, allow_pickle=False).items()}
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    return state.get("state_dict", state)
+
+
+def read_config(folder: str | Path,
+                kind: str | None = None,      # the `model_type` that it must have
+               ) -> dict:
+    "The configuration of a saved model."
+    file = Path(folder).expanduser()/"config.json"
+    try: config = json.loads(file.read_text(encoding="utf8"))
+    except (FileNotFoundError, NotADirectoryError): raise FileNotFoundError(f"{str(folder)!r} holds no config.json; give a folder that save_pretrained or pretrain wrote") from None
+    except ValueError as error: raise ValueError(f"{file} is not valid JSON ({error})") from error
+    if kind and config.get("model_type") != kind: raise ValueError(f"{str(folder)!r} holds a model of the type {config.get('model_type')!r}, and {kind!r} is wanted")
+    return config
+
 # %% ../nbs/02_training.ipynb #45580de4
 class Objective:
     "What pretraining minimises, and the data, model and files that go with it. Each objective fills in the four methods."
     lr: float = 1e-3               # for a fresh model
     continued_lr: float = 1e-4     # to go on from a pretrained one
     batch_size: int = 64
-    takes_names = False            # whether `prepare` finds a model by its name or folder
 
     def prepare(self, source, model=None) -> tuple[nn.Module, Split, Split | None]:
-        "The model (a fresh one, or `model`), the data to train on, and the data to validate on. It keeps what it read as `corpus` or `task`."
+        "The model (a fresh one, `model`, or the one in the folder `model`), the data to train on, and the data to validate on. It keeps what it read as `corpus` or `task`."
         raise NotImplementedError
 
     def __call__(self, model: nn.Module, inputs, labels) -> Tensor:
@@ -485,7 +511,7 @@ class Pretrained:
 
 def pretrain(objective: Objective,
              source,                                 # what to learn from, as the objective wants it
-             model=None,                             # to go on from: a model, or for language models a folder or a name; by default a fresh one
+             model=None,                             # to go on from: a model, or a folder that was written here; for language models any name; by default a fresh one
              folder: str | Path | None = None,       # where to write the model, its card, and a checkpoint until it is done
              *,
              steps: int = 1000,
@@ -496,16 +522,14 @@ def pretrain(objective: Objective,
              **options,                              # passed on to `fit`
             ) -> Pretrained:
     "Pretrain a model, or go on pretraining one. Interrupted and called again with the same `folder`, it resumes."
-    named = isinstance(model, (str, Path))
-    if named and not objective.takes_names:
-        raise TypeError(f"{objective.name} goes on from a model, and {str(model)!r} is a name or a folder; load the model, and give it as model=")
     set_seed(seed)
     folder = Path(folder).expanduser() if folder else None
     if folder and not checkpoint: checkpoint = folder/"checkpoint.pt"
     if lr is None: lr = objective.lr if model is None else objective.continued_lr
     if batch_size is None: batch_size = objective.batch_size
-    source_model = str(model) if named else None
+    source_model = str(model) if isinstance(model, (str, Path)) else None
     learner, train, validation = objective.prepare(source, model)
+    if not isinstance(learner, nn.Module): raise TypeError(f"{objective.name}.prepare made no model of {model!r}; load the model, and give it as model=")
     with objective.faster(learner, steps):
         history = fit(learner, train, validation, steps=steps, lr=lr, batch_size=batch_size, objective=objective, measure=objective.measure,
                       checkpoint=checkpoint, identity=objective.identity() | {"continued from": source_model}, seed=seed,

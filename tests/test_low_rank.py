@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from torch import nn
 
 from ftlearn.adaptation.low_rank import AdaptedModel, LoRA, adaptable, load_adapter, merge_adapters, named_for_peft, save_adapter, weight_updates
-from ftlearn.training import predict
+from ftlearn.training import predict, read_weights
 from ftlearn.transfer import model as transfer
 from ftlearn.transfer.model import Backbone, FullFineTuning, LinearProbe, TransferModel, feature_width, finetune, remove_head
 
@@ -305,7 +305,7 @@ def test_an_adapter_file_brings_the_model_back(checkpoints, texts, tmp_path, nam
     assert {file.name for file in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     loaded = load_adapter(TransferModel.from_pretrained(checkpoints / name, texts), folder)
     assert changed(snapshot(model), loaded) == [] and torch.equal(predict(loaded, texts.test), predict(model, texts.test))
-    assert sum(value.numel() for value in transfer.read_weights(folder / "adapter_model.safetensors").values()) == sum(w.numel() for w in model.parameters() if w.requires_grad)
+    assert sum(value.numel() for value in read_weights(folder / "adapter_model.safetensors").values()) == sum(w.numel() for w in model.parameters() if w.requires_grad)
     assert finetune(merge_adapters(loaded), texts, FAST, **QUICK).trained_weights
 
 

@@ -18,7 +18,8 @@ from ftlearn.pretraining.causal_lm import (CausalLM, can_compile, linear_cross_e
 from ftlearn.pretraining.images import SimCLR, contrastive_loss
 from ftlearn.pretraining.masked_lm import MaskedLM, corrupt
 from ftlearn.pretraining.word_vectors import Contexts, GloVe, SkipGram, Vocabulary, WordVectors, cooccurrence
-from ftlearn.training import pretrain
+from ftlearn.training import pretrain, read_weights
+from ftlearn.transfer.model import TransferModel
 
 from conftest import patterns
 
@@ -346,10 +347,61 @@ def test_blocks_longer_than_the_model_are_refused(text, name):
     assert made(model, *train.__getitems__([0, 1])).isfinite()
 
 
+@pytest.mark.parametrize("make", [masked, causal, lambda: SkipGram(width=8, min_count=1), lambda: GloVe(width=8, min_count=1), lambda: Denoising(code=5), SimCLR])
+def test_pretraining_goes_on_from_a_folder(text, tmp_path, make):
+    source = images() if isinstance(make(), (Denoising, SimCLR)) else text
+    first = pretrain(make(), source, folder=tmp_path/"first", steps=12)
+    found, _, _ = make().prepare(source, tmp_path/"first")
+    assert torch.equal(weights(first.model), weights(found))
+    assert pretrain(make(), source, model=str(tmp_path/"first"), folder=tmp_path/"second", steps=2).history.losses[0] < 1.2 * first.history.losses[0]
+    assert f"**continued from**: {tmp_path/'first'}" in (tmp_path/"second"/"README.md").read_text()
+
+
 @pytest.mark.parametrize("make", [lambda: SkipGram(min_count=1), Denoising, SimCLR])
-def test_a_name_is_refused_where_a_model_is_wanted(text, make):
+def test_what_is_no_folder_of_that_kind_is_refused(text, tmp_path, make):
+    source = text if isinstance(make(), SkipGram) else images()
+    with pytest.raises(FileNotFoundError, match="'docs-encoder' holds no config.json; give a folder that"): pretrain(make(), source, model="docs-encoder", steps=2)
+    (tmp_path/"config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="of the type 'bert', and '.*' is wanted"): pretrain(make(), source, model=tmp_path, steps=2)
+    (tmp_path/"config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is not valid JSON"): pretrain(make(), source, model=tmp_path, steps=2)
+
+
+def test_an_objective_that_finds_no_model_says_so(text):
     "Guards against an AttributeError on a str."
-    with pytest.raises(TypeError, match="'docs-encoder' is a name or a folder"): pretrain(make(), text, model="docs-encoder", steps=2)
+    class Own(SkipGram):
+        def prepare(self, source, model=None): return model, *super().prepare(source)[1:]
+    with pytest.raises(TypeError, match="made no model of 'name'; load the model"): pretrain(Own(min_count=1), text, model="name", steps=2)
+
+
+@pytest.mark.parametrize("make", [lambda: SkipGram(width=8, min_count=1), lambda: GloVe(width=8, min_count=1)])
+def test_word_vectors_are_read_again_and_go_on_with_other_text(text, tmp_path, make):
+    first = pretrain(make(), text, folder=tmp_path/"first", steps=12).model
+    again = WordVectors.from_pretrained(tmp_path/"first")
+    assert again.vocabulary.words == first.vocabulary.words and (again.vocabulary.counts == first.vocabulary.counts).all()
+    assert torch.equal(again.vectors, first.vectors) and again.neighbours("fox") == first.neighbours("fox")
+    (tmp_path/"other.txt").write_text("a quick fox and a lazy dog and one wholly unknown word\n" * 50)
+    assert pretrain(make(), tmp_path/"other.txt", model=tmp_path/"first", steps=3).model.vocabulary.words == first.vocabulary.words
+    (tmp_path/"strange.txt").write_text("nothing familiar whatsoever anywhere\n" * 50)
+    with pytest.raises(ValueError, match="no word of .* is among the .* of the model"): pretrain(make(), tmp_path/"strange.txt", model=tmp_path/"first", steps=3)
+
+
+@pytest.mark.parametrize("make", [Reconstruction, lambda: MaskedPatches(code=4), SimCLR])
+def test_a_folder_of_images_pretraining_is_a_backbone(tmp_path, make):
+    "Guards against a KeyError where somebody goes from lesson 4 or 7 to lesson 8 with a network of their own."
+    made, task = pretrain(make(), images(), folder=tmp_path/"own", steps=4).model, images()
+    model = TransferModel.from_pretrained(tmp_path/"own", task).eval()
+    with torch.inference_mode(): assert torch.equal(model.features(task.test.inputs), made.eval().backbone(made.prepare(task.test.inputs)))
+    with pytest.raises(ValueError, match="without a head; give a task"): TransferModel.from_pretrained(tmp_path/"own")
+    scratch = TransferModel.from_scratch(tmp_path/"own", task)
+    assert sum(w.numel() for w in scratch.parameters()) == sum(w.numel() for w in model.parameters())
+
+
+def test_a_network_of_ones_own_is_saved_but_is_no_backbone(tmp_path):
+    "Guards against an error after the training, when all would be lost."
+    pretrain(MaskedPatches(), images(), model=torch.nn.Conv2d(1, 1, 1), folder=tmp_path/"own", steps=2)
+    assert read_weights(tmp_path/"own"/"model.safetensors")["weight"].shape == (1, 1, 1, 1)
+    with pytest.raises(ValueError, match="of the type 'Conv2d', whose backbone cannot be built"): TransferModel.from_pretrained(tmp_path/"own", images())
 
 
 def test_without_validation_data_there_is_no_measurement(text):

@@ -13,9 +13,10 @@ from torch import nn
 
 from ftlearn.data import Affine, Split, Task
 from ftlearn.pretraining.autoencoders import ResidualCNN
+from ftlearn.training import read_weights
 from ftlearn.transfer import model as transfer
 from ftlearn.transfer.model import (FullFineTuning, LinearProbe, TransferModel, check_task, extract_features, finetune, learning_curve,
-                                    read_weights, torchvision_backbone, torchvision_names, tune)
+                                    torchvision_backbone, torchvision_names, tune)
 from ftlearn.transfer.text import bag_of_words, class_weights, weighted_classification
 from ftlearn.transfer.tokens import look_up_names
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from .freezing import let_learn
 from .proximal import check_made_for, fingerprint_of
 from ..core import atomic_files, unknown
-from ..training import evaluating
-from ..transfer.model import SMALL, Strategy, TextEncoder, TextPreprocess, TransferModel, read_weights
+from ..training import evaluating, read_weights
+from ..transfer.model import SMALL, Strategy, TextEncoder, TextPreprocess, TransferModel
 
 # %% auto #0
 __all__ = ['FASTER', 'PREFIX', 'adaptable', 'named_for_peft', 'AdaptedModel', 'add_adapters', 'merge_adapters', 'LoRA',

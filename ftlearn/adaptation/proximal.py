@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from .freezing import layer_groups
 from ..core import atomic_write
 from ..data import Split
-from ..training import at_labels, classification, evaluating, predict
-from ..transfer.model import FullFineTuning, TransferModel, read_weights
+from ..training import at_labels, classification, evaluating, predict, read_weights
+from ..transfer.model import FullFineTuning, TransferModel
 
 # %% auto #0
 __all__ = ['PIECE', 'AT_ONCE', 'OTHER_STEPS', 'l2sp_penalty', 'prox_squared', 'prox_norm', 'prox_l1', 'bundles', 'ProximalPull',

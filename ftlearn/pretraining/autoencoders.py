@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data import Split, Task, as_float, load_task
-from ..training import Objective, evaluating, to_device
+from ..training import Objective, evaluating, read_config, read_weights, to_device
 
 # %% auto #0
-__all__ = ['PREPARE', 'Preprocess', 'convolution', 'ResidualBlock', 'ResidualCNN', 'Autoencoder', 'check_images',
-           'Reconstruction', 'Denoising', 'MaskedPatches', 'linear_probe']
+__all__ = ['PREPARE', 'BACKBONE_LR', 'Preprocess', 'convolution', 'ResidualBlock', 'ResidualCNN', 'Autoencoder', 'check_images',
+           'save_with_backbone', 'Reconstruction', 'Denoising', 'MaskedPatches', 'linear_probe']
 
 # %% ../../nbs/04_autoencoders.ipynb #0653aa1d
 class Preprocess(nn.Module):
@@ -90,6 +91,7 @@ class ResidualCNN(nn.Module):
 
 # %% ../../nbs/04_autoencoders.ipynb #7358d08c
 PREPARE = {"size": 8, "mean": [0.3], "std": [0.35]}        # for 8 × 8 grey images such as letters and digits
+BACKBONE_LR = 3e-4                                          # a good first guess for fine-tuning such a network, once it is pretrained
 
 
 class Autoencoder(nn.Module):
@@ -112,6 +114,14 @@ class Autoencoder(nn.Module):
         "(n, 1, size, size), uint8 or float in [0, 1] → the same shape, in [0, 1]"
         return self.decoder(self.encode(images)).view(-1, 1, PREPARE["size"], PREPARE["size"])
 
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Autoencoder:
+        "The autoencoder in a folder that `pretrain` wrote."
+        config = read_config(folder, "autoencoder")
+        model = cls(config["code"], tuple(config["widths"]), config["depth"], config["hidden"])
+        model.load_state_dict(read_weights(Path(folder)/"model.safetensors"))
+        return model.eval()
+
 # %% ../../nbs/04_autoencoders.ipynb #a6a2f8f2
 def check_images(task: Task) -> None:
     "Raise if the images are not of the one shape that the networks made here take."
@@ -121,6 +131,15 @@ def check_images(task: Task) -> None:
     found, wanted = (" × ".join(map(str, s)) for s in (shape, expected))
     raise ValueError(f"the images of {task.name!r} are {found}, and the network that is made by default takes {wanted}; "
                      "give pretrain a model for your images, and the lr for fresh weights")
+
+
+def save_with_backbone(model: nn.Module, folder: Path, kind: str, **settings) -> None:
+    "Write a model that has a `backbone` behind `prepare` so that `TransferModel.from_pretrained` can build on the two (lesson 8); of any other, the weights."
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder/"model.safetensors")
+    config = {"model_type": type(model).__name__}
+    if isinstance(getattr(model, "backbone", None), ResidualCNN):
+        config = {"model_type": kind, "backbone": kind, "architecture": model.backbone.config, "prepare": model.prepare.config, "lr": BACKBONE_LR}
+    (folder/"config.json").write_text(json.dumps(config | settings, indent=1))
 
 
 @dataclass
@@ -135,10 +154,13 @@ class Reconstruction(Objective):
         return images, torch.ones_like(images)
 
     def prepare(self, source, model=None):
-        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`."
+        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`, or the folder of an `Autoencoder`."
         self.task = source if isinstance(source, Task) else load_task(source)
-        if model is None: check_images(self.task)
-        return model or Autoencoder(self.code), self.task.train, self.task.validation
+        if model is None:
+            check_images(self.task)
+            model = Autoencoder(self.code)
+        elif isinstance(model, (str, Path)): model = Autoencoder.from_pretrained(model)
+        return model, self.task.train, self.task.validation
 
     def __call__(self, model, inputs, labels=None):
         images = as_float(inputs)
@@ -154,8 +176,7 @@ class Reconstruction(Objective):
             return {"loss": self(model, to_device(inputs, device)).item()}
 
     def save(self, model, folder):
-        save_file(model.state_dict(), folder/"model.safetensors")
-        (folder/"config.json").write_text(json.dumps({"objective": self.name} | asdict(self) | model.config, indent=1))
+        save_with_backbone(model, folder, "autoencoder", objective={"name": self.name} | asdict(self), **getattr(model, "config", {}))
         return {"data": self.task.name} | self.task.card
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core import cached, set_seed
 from ..data import Affine, Task, as_float, load_task
-from .autoencoders import PREPARE, Preprocess, ResidualCNN, check_images
-from ..training import Objective, evaluate, evaluating, fit
+from .autoencoders import PREPARE, Preprocess, ResidualCNN, check_images, save_with_backbone
+from ..training import Objective, evaluate, evaluating, fit, read_config, read_weights
 
 # %% auto #0
 __all__ = ['RECIPE', 'CARD', 'classifier', 'untrained_glyph_cnn', 'pretrain_supervised', 'glyph_cnn', 'load_glyph_cnn',
@@ -91,9 +91,9 @@ letters apart that were rendered from matplotlib's fonts. No digit was ever show
 
 def load_glyph_cnn(folder: Path) -> tuple[ResidualCNN, Preprocess]:
     "The pretrained backbone in the folder that `glyph_cnn` returned, and the preparation that goes with it."
-    config = json.loads((folder/"config.json").read_text())
+    config = read_config(folder)
     backbone = ResidualCNN(tuple(config["widths"]), config["depth"], channels=len(config["prepare"]["mean"]))
-    backbone.load_state_dict(load_file(folder/"model.safetensors"))
+    backbone.load_state_dict(read_weights(folder/"model.safetensors"))
     return backbone, Preprocess(**config["prepare"])
 
 # %% ../../nbs/07_image_pretraining.ipynb #149c45bf
@@ -102,12 +102,21 @@ class Contrastive(nn.Module):
 
     def __init__(self, backbone: nn.Module, prepare: Preprocess, width: int = 64):
         super().__init__()
+        self.config = {"width": width}
         self.prepare, self.backbone = prepare, backbone
         self.projection = nn.Sequential(nn.Linear(backbone.width, backbone.width), nn.ReLU(), nn.Linear(backbone.width, width))
 
     def forward(self, images: Tensor) -> Tensor:
         "(n, channels, height, width) → (n, width), each of length one"
         return F.normalize(self.projection(self.backbone(self.prepare(images))), dim=1)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Contrastive:
+        "The model in a folder that `pretrain` wrote."
+        config = read_config(folder, "contrastive")
+        model = cls(ResidualCNN(**config["architecture"]), Preprocess(**config["prepare"]), config["width"])
+        model.load_state_dict(read_weights(Path(folder)/"model.safetensors"))
+        return model.eval()
 
 
 def contrastive_loss(z: Tensor, temperature: float = 0.2) -> Tensor:
@@ -126,10 +135,13 @@ class SimCLR(Objective):
     batch_size: int = 64               # images; twice as many views
 
     def prepare(self, source, model=None):
-        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`."
+        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`, or the folder of a `Contrastive`."
         self.task = source if isinstance(source, Task) else load_task(source)
-        if model is None: check_images(self.task)
-        return model or Contrastive(*untrained_glyph_cnn()), self.task.train, self.task.validation
+        if model is None:
+            check_images(self.task)
+            model = Contrastive(*untrained_glyph_cnn())
+        elif isinstance(model, (str, Path)): model = Contrastive.from_pretrained(model)
+        return model, self.task.train, self.task.validation
 
     def __call__(self, model, inputs, labels=None):
         images = as_float(inputs).cpu()
@@ -144,6 +156,5 @@ class SimCLR(Objective):
             return {"loss": sum(self(model, split.__getitems__(r.tolist())[0].to(device)).item() for r in rows) / len(rows)}
 
     def save(self, model, folder):
-        save_file(model.backbone.state_dict(), folder/"model.safetensors")
-        (folder/"config.json").write_text(json.dumps({"backbone": "glyph-cnn", **model.backbone.config, "prepare": model.prepare.config}, indent=1))
+        save_with_backbone(model, folder, "contrastive", **getattr(model, "config", {}))
         return {"data": self.task.name} | self.task.card

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core import generator
+from ..core import atomic_files, generator
 from ..data import load_corpus
-from ..training import Objective, evaluating
+from ..training import Objective, evaluating, read_config, read_weights
 
 # %% auto #0
 __all__ = ['words_of', 'Vocabulary', 'WordVectors', 'WordObjective', 'Contexts', 'SkipGram', 'cooccurrence', 'Counts', 'GloVe']
@@ -87,6 +87,28 @@ class WordVectors(nn.Module):
         "What is to `c` as `b` is to `a`? The nearest to b − a + c, other than these three (Mikolov et al. 2013)."
         return self.neighbours(self[b] - self[a] + self[c], n, without=(a, b, c))
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        "Write everything that going on from these vectors takes, and the vectors in word2vec's format."
+        folder = Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = dict(zip(self.vocabulary.words, self.vocabulary.counts.tolist()))
+        with atomic_files(folder) as temporary:
+            save_file(self.state_dict(), temporary/"model.safetensors")
+            (temporary/"vocabulary.json").write_text(json.dumps(counts, ensure_ascii=False), encoding="utf8")
+            (temporary/"config.json").write_text(json.dumps({"model_type": "word-vectors", "width": self.centre.shape[1], "both": self.both}))
+            self.save_word2vec(temporary/"vectors.txt")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> WordVectors:
+        "The vectors in a folder that `save_pretrained` or `pretrain` wrote."
+        folder = Path(folder).expanduser()
+        config = read_config(folder, "word-vectors")
+        counts = json.loads((folder/"vocabulary.json").read_text(encoding="utf8"))
+        model = cls(Vocabulary(list(counts), np.array(list(counts.values()))), config["width"])
+        model.load_state_dict(read_weights(folder/"model.safetensors"))
+        model.both = config["both"]
+        return model.eval()
+
     def save_word2vec(self, path: str | Path) -> None:
         "Write the vectors as text, in the format of word2vec that other programs read."
         lines = (f"{word} {' '.join(f'{x:.5f}' for x in vector)}" for word, vector in zip(self.vocabulary.words, self.vectors.tolist()))
@@ -97,11 +119,14 @@ class WordObjective(Objective):
     "What word2vec and GloVe share: the vocabulary, and the files."
     lr, batch_size = 1e-2, 2048
 
-    def read(self, source, model: WordVectors | None) -> tuple[WordVectors, np.ndarray]:
-        "The model, fresh or given, and the corpus as numbers."
+    def read(self, source, model: WordVectors | str | Path | None) -> tuple[WordVectors, np.ndarray]:
+        "The model (fresh, given, or in a folder), and the corpus as numbers; a given model knows no words but those that it was made for."
         self.corpus = load_corpus(source)
         if model is None: model = WordVectors(Vocabulary.of(self.corpus.train, self.min_count), self.width, self.seed)
-        return model, model.vocabulary.numbers(self.corpus.train)
+        elif isinstance(model, (str, Path)): model = WordVectors.from_pretrained(model)
+        text = model.vocabulary.numbers(self.corpus.train)
+        if (text < 0).all(): raise ValueError(f"no word of {self.corpus.name!r} is among the {len(model.vocabulary):,} of the model; leave out model= to begin afresh")
+        return model, text
 
     def measure(self, model, split, rows: int = 20_000):
         "The loss on held-out rows."
@@ -110,9 +135,7 @@ class WordObjective(Objective):
             return {"loss": self(model, *split.__getitems__(list(range(min(rows, len(split)))))).item()}
 
     def save(self, model, folder):
-        save_file(model.state_dict(), folder/"model.safetensors")
-        (folder/"vocabulary.json").write_text(json.dumps(model.vocabulary.words), encoding="utf8")
-        model.save_word2vec(folder/"vectors.txt")
+        model.save_pretrained(folder)
         return {f"text: {key}": value for key, value in self.corpus.card.items()} | asdict(self)
 
 # %% ../../nbs/03_word_vectors.ipynb #21858dc4
@@ -150,21 +173,22 @@ class SkipGram(WordObjective):
 
     def prepare(self, source, model=None):
         model, text = self.read(source, model)
-        frequency = model.vocabulary.counts / model.vocabulary.counts.sum()
+        counts = np.bincount(text[text >= 0], minlength=len(model.vocabulary))
+        frequency = np.maximum(counts, 1) / counts.sum()           # a model from elsewhere may know words that do not occur here
         keep = np.minimum(1, np.sqrt(self.subsample / frequency) + self.subsample / frequency)
         rng = np.random.default_rng(self.seed)
         def thinned(text): return text[rng.random(len(text)) < np.where(text < 0, 1, keep[text])]
-        self.noise = torch.from_numpy(model.vocabulary.counts**0.75)
+        self.noise = torch.from_numpy(counts**0.75)
         train, held_out = (Contexts(thinned(numbers), self.window) for numbers in (text, model.vocabulary.numbers(self.corpus.validation)))
         return model, train, held_out if len(held_out) else None
 
     def __call__(self, model, centres, contexts):
         real = contexts >= 0
         pairs = real.sum(1)
-        v = model.centre[centres]                                                       # (rows, width)
-        u = model.context[contexts[real]]                                               # (pairs, width)
+        v = F.embedding(centres, model.centre)                                          # (rows, width): as model.centre[centres], and the gradient takes half the time
+        u = F.embedding(contexts[real], model.context)                                  # (pairs, width)
         attraction = F.softplus(-(v.repeat_interleave(pairs, 0) * u).sum(1)).sum()      # −log σ(u·v)
-        drawn = model.context[torch.multinomial(self.noise, self.draws, replacement=True)]
+        drawn = F.embedding(torch.multinomial(self.noise, self.draws, replacement=True), model.context)
         repulsion = (F.softplus(v @ drawn.T).mean(1) * pairs).sum()                     # −log σ(−u'·v), the mean over the draws
         return (attraction + self.negatives * repulsion) / pairs.sum().clamp(min=1)
 
@@ -207,13 +231,15 @@ class GloVe(WordObjective):
     batch_size: int = 16_384
 
     def prepare(self, source, model=None):
+        fresh = model is None
         model, text = self.read(source, model)
         model.both = True
-        with torch.no_grad(): model.context.copy_((torch.rand(model.context.shape, generator=generator(self.seed, "contexts")) - 0.5) / self.width)
+        if fresh:                # its contexts are zero, which suits word2vec only
+            with torch.no_grad(): model.context.copy_((torch.rand(model.context.shape, generator=generator(self.seed, "contexts")) - 0.5) / self.width)
         return model, Counts(cooccurrence(text, len(model.vocabulary), self.window)), None
 
     def __call__(self, model, pairs, counts):
         i, j = pairs.T
-        fitted = (model.centre[i] * model.context[j]).sum(1) + model.centre_bias[i] + model.context_bias[j]
+        fitted = (F.embedding(i, model.centre) * F.embedding(j, model.context)).sum(1) + model.centre_bias[i] + model.context_bias[j]
         weight = (counts / self.most).clamp(max=1)**0.75
         return (weight * (fitted - counts.log()).square()).mean()

@@ -32,24 +32,24 @@ from torch import Tensor, nn
 
 from ..core import Interval, atomic_files, atomic_write, best_device, cached, in_parallel, interval, unknown
 from ..data import Ragged, Split, Task, as_words, content_groups, encode_words, hub_answers, report_cut
-from ..pretraining.autoencoders import Preprocess, ResidualCNN
+from ..pretraining.autoencoders import BACKBONE_LR, Preprocess, ResidualCNN
 from ..pretraining.causal_lm import docs_decoder, positions_of, use_plain_attention
 from ..pretraining.images import glyph_cnn, load_glyph_cnn, untrained_glyph_cnn
 from ..pretraining.masked_lm import docs_encoder
-from ..training import History, adamw, at_labels, classification, encoded, evaluate, evaluating, fit, freeze_statistics, inference_batches, is_frozen, mixed_precision, predict, row_lengths, set_modes, tagging_scores, to_device
+from ..training import History, adamw, at_labels, classification, encoded, evaluate, evaluating, fit, freeze_statistics, inference_batches, is_frozen, mixed_precision, predict, read_config, read_weights, row_lengths, set_modes, tagging_scores, to_device
 
 import torchvision      # last: ftlearn.core must have mended it, where it does not fit its torch
 
 # %% auto #0
 __all__ = ['FRESH_LR', 'IMAGENET', 'C', 'SMALL', 'MINILM', 'MINILM_SHA256', 'TEXT_BACKBONES', 'CLASSES', 'FEATURES_ON_DISK',
-           'Backbone', 'torchvision_names', 'remove_head', 'feature_width', 'torchvision_backbone', 'read_weights',
-           'download_weights', 'host_answers', 'load_backbone', 'read_config', 'TextPreprocess', 'Tokens',
-           'TextEncoder', 'last_linear', 'mean_pooling_as_layer', 'without_pooling_layer', 'minilm', 'text_backbone',
-           'most_tokens', 'pooling_of', 'pooling_modes', 'quiet_transformers', 'TransferModel', 'Strategy',
-           'FullFineTuning', 'LinearProbe', 'extract_features', 'backbone_is_frozen', 'cached_features',
-           'fingerprint_of_features', 'kept_on_disk', 'Cut', 'possible_cuts', 'FromCut', 'keep', 'AboveCut', 'find_cut',
-           'above_what_is_frozen', 'default_steps', 'Result', 'finetune', 'measure_of', 'check_task', 'tune',
-           'learning_curve', 'difference', 'plot_learning_curve']
+           'Backbone', 'torchvision_names', 'remove_head', 'feature_width', 'torchvision_backbone', 'download_weights',
+           'host_answers', 'load_backbone', 'TextPreprocess', 'Tokens', 'TextEncoder', 'last_linear',
+           'mean_pooling_as_layer', 'without_pooling_layer', 'minilm', 'text_backbone', 'most_tokens', 'pooling_of',
+           'pooling_modes', 'quiet_transformers', 'TransferModel', 'Strategy', 'FullFineTuning', 'LinearProbe',
+           'extract_features', 'backbone_is_frozen', 'cached_features', 'fingerprint_of_features', 'kept_on_disk',
+           'Cut', 'possible_cuts', 'FromCut', 'keep', 'AboveCut', 'find_cut', 'above_what_is_frozen', 'default_steps',
+           'Result', 'finetune', 'measure_of', 'check_task', 'tune', 'learning_curve', 'difference',
+           'plot_learning_curve']
 
 # %% ../../nbs/08_transfer.ipynb #35d84f64
 FRESH_LR = 3e-3                           # for weights that start at random
@@ -108,19 +108,6 @@ def torchvision_backbone(name: str, pretrained: bool = True,
     return Backbone(name, module, feature_width(module, prepare), prepare, pretrained, lr=1e-4 if pretrained else FRESH_LR)
 
 # %% ../../nbs/08_transfer.ipynb #568bf361
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    "A state dict from a .safetensors, .pt, .pth, .bin or .npz file, never by way of a pickle that could run code."
-    path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"there is no weights file {str(path)!r}")
-    try:
-        if path.suffix == ".safetensors": return load_file(path)
-        if path.suffix == ".npz": return {name: torch.from_numpy(value) for name, value in np.load(path, allow_pickle=False).items()}
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]})") from error
-    return state.get("state_dict", state)
-
-
 def download_weights(weights, name: str) -> dict[str, Tensor]:
     "torchvision's own weights: from its cache, or from the network. Without a network this fails within seconds."
     url = urlparse(weights.url)
@@ -139,7 +126,7 @@ def host_answers(host: str, seconds: float = 3.0) -> bool:
 
 # %% ../../nbs/08_transfer.ipynb #93892fdd
 def load_backbone(name: str | Path, pretrained: bool = True, weights: str | Path | None = None, task: Task | None = None, max_length: int | None = None) -> Backbone:
-    "A backbone by name, or from a folder that `save_pretrained` wrote. For a task with texts, any model that transformers knows."
+    "A backbone by name, or from a folder that `save_pretrained` or `pretrain` wrote. For a task with texts, any model that transformers knows."
     for_images = name == "glyph-cnn" or name in torchvision_names()
     if task is not None and task.kind in CLASSES:
         if for_images: raise ValueError(f"{name!r} is a network for images, and the task {task.name!r} has texts; take {', '.join(TEXT_BACKBONES)}, a folder, or a name on the Hub")
@@ -148,7 +135,7 @@ def load_backbone(name: str | Path, pretrained: bool = True, weights: str | Path
     if Path(name).is_dir(): return _saved_backbone(Path(name), pretrained)
     if name == "glyph-cnn":
         module, prepare = load_glyph_cnn(glyph_cnn()) if pretrained else untrained_glyph_cnn()
-        return Backbone("glyph-cnn", module, module.width, prepare, pretrained, lr=3e-4 if pretrained else FRESH_LR)
+        return Backbone("glyph-cnn", module, module.width, prepare, pretrained, lr=BACKBONE_LR if pretrained else FRESH_LR)
     if name in torchvision_names(): return torchvision_backbone(str(name), pretrained, weights)
     raise unknown("backbone", str(name), ["glyph-cnn", *torchvision_names()], "Or give a folder that save_pretrained wrote.")
 
@@ -156,6 +143,7 @@ def load_backbone(name: str | Path, pretrained: bool = True, weights: str | Path
 def _saved_backbone(folder: Path, pretrained: bool) -> Backbone:
     "The backbone of a saved model."
     config = read_config(folder)
+    if "architecture" not in config: raise ValueError(f"{str(folder)!r} holds a model of the type {config.get('model_type')!r}, whose backbone cannot be built from its config.json")
     if config["architecture"]:
         module = ResidualCNN(**config["architecture"])
         backbone = Backbone(config["backbone"], module, module.width, Preprocess(**config["prepare"]), pretrained, FRESH_LR)
@@ -168,12 +156,6 @@ def _saved_backbone(folder: Path, pretrained: bool) -> Backbone:
     backbone.lr = config["lr"]
     return backbone
 
-
-def read_config(folder: Path) -> dict:
-    "The configuration of a saved model."
-    try: return json.loads((folder/"config.json").read_text(encoding="utf8"))
-    except FileNotFoundError: raise FileNotFoundError(f"{str(folder)!r} holds no config.json; give a folder that save_pretrained wrote") from None
-    except ValueError as error: raise ValueError(f"{folder/'config.json'} is not valid JSON ({error})") from error
 
 # %% ../../nbs/08_transfer.ipynb #3425e8b3
 class TextPreprocess:
@@ -464,7 +446,7 @@ class TransferModel(nn.Module):
     def _restored(cls, folder: Path, max_length: int | None) -> TransferModel:
         "A saved model with its head."
         config = read_config(folder)
-        if config["model_type"] != "ftlearn": return _restored_text_model(cls, folder, config, max_length)
+        if config.get("model_type") != "ftlearn": return _restored_text_model(cls, folder, config, max_length)
         if max_length is not None: raise ValueError("max_length counts tokens of texts; a network for images has no use for it")
         names = [config["id2label"][str(label)] for label in range(len(config["id2label"]))]
         model = cls(_saved_backbone(folder, pretrained=True), names)
