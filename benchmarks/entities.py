@@ -20,7 +20,7 @@ from ftlearn.pretraining.masked_lm import ENCODER_STEPS, MaskedLM, docs_encoder,
 from ftlearn.training import tagging_scores
 from ftlearn.transfer.model import minilm
 
-from .parts import SEEDS, measure, wanted, write_table
+from .parts import SEEDS, draws_from, measure, wanted, write_table
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"docs_entities.json"
 STEPS = {50: 150, 200: 250, 800: 400}
@@ -57,8 +57,7 @@ def tagged(name: str, shots: int, lr: float | None, seed: int, split: str) -> fl
 
 def score(name: str, shots: int, lr: float | None, seed: int, split: str) -> float:
     "F1 in %, to choose by (the mean of a few draws) or to report."
-    draws = [seed] if split == "test" else range(seed, seed + 3)
-    return round(mean(tagged(name, shots, lr, draw, split) for draw in draws), 1)
+    return round(mean(tagged(name, shots, lr, draw, split) for draw in draws_from(seed, split, practice=3)), 1)
 
 
 def main() -> None:

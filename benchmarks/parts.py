@@ -51,6 +51,11 @@ def measure(run: Callable,              # (*path, setting, draw, split) → what
         store({call[0] for _, call in todo})
 
 
+def draws_from(seed: int, split: str, practice: int) -> range:
+    "The draws that a run stands for: one to report, `practice` to choose by."
+    return range(seed, seed + (1 if split == "test" else practice))
+
+
 def write_table(file: Path, table: dict) -> None:
     "A study's numbers, whole or not at all."
     with atomic_write(file) as new: new.write_text(json.dumps(table, indent=1) + "\n")

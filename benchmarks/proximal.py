@@ -14,6 +14,8 @@ from .timing import Row, interleaved, table
 
 DEAREST, DEAREST_FUNCTION = 1.05, 1.15     # times a plain step
 STRENGTH = 0.1
+
+
 def one_after_the_other(*args, **options):
     "As `prox_norm`, of which `ProximalPull` knows a way to take all tensors at once; of this it does not."
     return prox_norm(*args, **options)
@@ -21,6 +23,7 @@ def one_after_the_other(*args, **options):
 
 PULLS = {"squared": prox_squared, "by tensor": prox_norm, "by tensor, one after the other": one_after_the_other, "by number": prox_l1}
 EACH = "squared, each number its own"
+PROMISED = dict.fromkeys(("squared", "by tensor", "by number", EACH), DEAREST) | {"function space": DEAREST_FUNCTION}
 
 
 def training(batch: Step, optimizer: torch.optim.Optimizer, extra: Callable[[torch.Tensor], torch.Tensor | float] = lambda features: 0.0) -> Callable[[], None]:
@@ -67,7 +70,7 @@ def measure() -> list[Row]:
         seconds = interleaved({kind: stepper(make, kind) for kind in ("plain", "function space", "a term in the loss")}, rounds)
         shares = {kind: with_pull(make, kind, rounds) for kind in (*PULLS, EACH)} | {kind: seconds[kind] / seconds["plain"] for kind in ("function space", "a term in the loss")}
         for kind, share in shares.items():
-            promise = {"a term in the loss": None, "by tensor, one after the other": None, "function space": DEAREST_FUNCTION}.get(kind, DEAREST)
+            promise = PROMISED.get(kind)
             rows.append(Row(f"{name}: {kind}", f"{share:.2f} × a plain step", f"≤ {promise}" if promise else "", promise is None or share <= promise))
     return rows
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.strategies [digits/5] [reviews] ... [--minutes 4]
 
-An hour and three quarters on two cores. Each strategy has as many settings to choose from as every other, and they are compared on the validation
-split of a practice draw, which is not measured; with the fewest labels of each task on three, since there a single one let luck choose. On
-digits it is also measured how well letters are still read. Every number goes to nbs/results/strategies.json as soon as it is there, and what is there is not
-measured again, so the work can be done in parts."""
+An hour and three quarters on two cores. Each strategy has as many settings to choose from as every other, and they are compared on the
+validation split of a practice draw, which is not measured; with the fewest labels of each task on three, since there a single one let luck
+choose. On digits it is also measured how well letters are still read. Every number goes to nbs/results/strategies.json as soon as it is
+there, and what is there is not measured again, so the work can be done in parts."""
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from ftlearn.transfer.images import pixel_baseline
 from ftlearn.transfer.model import FullFineTuning, LinearProbe, Strategy, TextEncoder, TransferModel, finetune
 from ftlearn.transfer.text import bag_of_words
 
-from .parts import measure, wanted, write_table
+from .parts import draws_from, measure, wanted, write_table
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"strategies.json"
 
@@ -156,8 +156,7 @@ def run(task: str, shots: int, method: str, strategy: Strategy | None, seed: int
 
 def score(task: str, shots: int, method: str, strategy: Strategy | None, seed: int, split: str) -> dict[str, float]:
     "What `run` measures, to choose by (the mean of the practice draws) or to report."
-    draws = [seed] if split == "test" else range(seed, seed + DATA[task].practice.get(shots, 1))
-    found = [run(task, shots, method, strategy, draw, split) for draw in draws]
+    found = [run(task, shots, method, strategy, draw, split) for draw in draws_from(seed, split, DATA[task].practice.get(shots, 1))]
     return {name: round(mean(values[name] for values in found), 4) for name in found[0]}
 
 
