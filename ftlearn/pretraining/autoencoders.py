@@ -21,7 +21,7 @@ from ..training import Objective, evaluating, read_config, read_weights, to_devi
 
 # %% auto #0
 __all__ = ['PREPARE', 'BACKBONE_LR', 'Preprocess', 'convolution', 'ResidualBlock', 'ResidualCNN', 'Autoencoder', 'check_images',
-           'save_with_backbone', 'Reconstruction', 'Denoising', 'MaskedPatches', 'linear_probe']
+           'save_with_backbone', 'ImageObjective', 'Reconstruction', 'Denoising', 'MaskedPatches', 'linear_probe']
 
 # %% ../../nbs/04_autoencoders.ipynb #0653aa1d
 class Preprocess(nn.Module):
@@ -142,25 +142,37 @@ def save_with_backbone(model: nn.Module, folder: Path, kind: str, **settings) ->
     (folder/"config.json").write_text(json.dumps(config | settings, indent=1))
 
 
+class ImageObjective(Objective):
+    "What the objectives for images share: the task, whose labels they do not use, and the model."
+    model_class: type[nn.Module]       # can be read from a folder
+
+    def fresh(self) -> nn.Module:
+        "A model with random weights."
+        raise NotImplementedError
+
+    def prepare(self, source, model=None):
+        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`, or the folder of one."
+        self.task = source if isinstance(source, Task) else load_task(source)
+        if model is None:
+            check_images(self.task)
+            model = self.fresh()
+        elif isinstance(model, (str, Path)): model = self.model_class.from_pretrained(model)
+        return model, self.task.train, self.task.validation
+
+
 @dataclass
-class Reconstruction(Objective):
+class Reconstruction(ImageObjective):
     "Draw the image again (Rumelhart et al. 1986). Subclasses spoil the input first."
     code: int | None = None       # numbers; by default as many as the encoder has features
     lr: float = 3e-3
     batch_size: int = 128
+    model_class = Autoencoder
+
+    def fresh(self): return Autoencoder(self.code)
 
     def corrupted(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "What the encoder sees, and where it is asked, both of the shape of `images`."
         return images, torch.ones_like(images)
-
-    def prepare(self, source, model=None):
-        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`, or the folder of an `Autoencoder`."
-        self.task = source if isinstance(source, Task) else load_task(source)
-        if model is None:
-            check_images(self.task)
-            model = Autoencoder(self.code)
-        elif isinstance(model, (str, Path)): model = Autoencoder.from_pretrained(model)
-        return model, self.task.train, self.task.validation
 
     def __call__(self, model, inputs, labels=None):
         images = as_float(inputs)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..core import cached, set_seed
 from ..data import Affine, Task, as_float, load_task
-from .autoencoders import PREPARE, Preprocess, ResidualCNN, check_images, save_with_backbone
-from ..training import Objective, evaluate, evaluating, fit, read_config, read_weights
+from .autoencoders import PREPARE, ImageObjective, Preprocess, ResidualCNN, save_with_backbone
+from ..training import evaluate, evaluating, fit, read_config, read_weights
 
 # %% auto #0
 __all__ = ['RECIPE', 'CARD', 'classifier', 'untrained_glyph_cnn', 'pretrain_supervised', 'glyph_cnn', 'load_glyph_cnn',
@@ -127,21 +127,15 @@ def contrastive_loss(z: Tensor, temperature: float = 0.2) -> Tensor:
 
 
 @dataclass
-class SimCLR(Objective):
+class SimCLR(ImageObjective):
     "Tell the two views of each image among those of the others (Chen et al. 2020)."
     temperature: float = 0.2
     augment: Callable = Affine(degrees=10, shear=0.15, scale=0.15, shift=0.08)
     lr: float = 3e-3
     batch_size: int = 64               # images; twice as many views
+    model_class = Contrastive
 
-    def prepare(self, source, model=None):
-        "`source`: an image task, or the name of one; its labels are not used. Images of other shapes than 1 × 8 × 8 need a `model`, or the folder of a `Contrastive`."
-        self.task = source if isinstance(source, Task) else load_task(source)
-        if model is None:
-            check_images(self.task)
-            model = Contrastive(*untrained_glyph_cnn())
-        elif isinstance(model, (str, Path)): model = Contrastive.from_pretrained(model)
-        return model, self.task.train, self.task.validation
+    def fresh(self): return Contrastive(*untrained_glyph_cnn())
 
     def __call__(self, model, inputs, labels=None):
         images = as_float(inputs).cpu()
