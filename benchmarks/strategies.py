@@ -44,11 +44,12 @@ class Data:
     batch_size: int = 32
     baseline: Callable = bag_of_words
     adapters: float = 5              # how many times as large the rates of adapters are
+    strengths: tuple[float, float] = (0.1, 0.3)      # of unsquared pulls
     practice: Mapping[int, int] = field(default_factory=dict)      # by shots: draws that settings are chosen on, where it is more than one
 
 
 DATA = {"digits": Data("glyph-cnn", (2, 5, 10), (1e-4, 3e-4), 100, 10, baseline=pixel_baseline, adapters=10, practice={2: 3}),
-        "docs-entities": Data("docs-encoder", (50, 200), (1e-3, 3e-3), 150, 10, 16, lambda task: look_up(task) / 100, practice={50: 3}),
+        "docs-entities": Data("docs-encoder", (50, 200), (1e-3, 3e-3), 150, 10, 16, lambda task: look_up(task) / 100, practice={50: 3, 200: 3}, strengths=(0.03, 0.1)),
         "reviews": Data("all-MiniLM-L6-v2", (16, 64), (1e-4, 3e-4), 40, 5, 16, practice={16: 3})}
 
 
@@ -78,8 +79,8 @@ METHODS: dict[str, Callable[[Data], list[Strategy]]] = {
     "pairs, then a probe": lambda data: rates(lambda lr: PairsThenProbe(lr=lr, pair_steps=data.steps * data.batch_size // 32), data),       # as many rows as the others see
     "biases and norms": lambda data: rates(BiasesAndNorms, data, 3),
     "L2-SP": lambda data: summing(L2SP, data),
-    "group norm": lambda data: grid(GroupSP, data, "strength", (0.1, 0.3)),
-    "L1-SP": lambda data: grid(L1SP, data, "strength", (0.1, 0.3)),
+    "group norm": lambda data: grid(GroupSP, data, "strength", data.strengths),
+    "L1-SP": lambda data: grid(L1SP, data, "strength", data.strengths),
     "function space": lambda data: grid(FunctionSP, data, "strength", (1.0, 10.0)),
     "EWC": lambda data: summing(partial(ElasticWeights, backbone=data.backbone), data),
     "LoRA": lambda data: [LoRA(lr=round(data.adapters * lr, 6), rank=rank) for lr in data.lrs for rank in (4, 16)]}

@@ -13,7 +13,7 @@ import torch
 
 from ftlearn.core import interval
 from ftlearn.data import load_corpus
-from ftlearn.pretraining.word_vectors import SkipGram, Vocabulary, WordVectors, words_of
+from ftlearn.pretraining.word_vectors import SkipGram, Vocabulary, WordVectors, analogies, word_similarity, words_of
 from ftlearn.training import pretrain
 
 from .parts import SEEDS, write_table
@@ -21,26 +21,17 @@ from .timing import Row, table
 
 TABLE = Path(__file__).parents[1]/"nbs"/"results"/"word_vectors.json"
 EPOCHS = 3
-RELATIONS = ("row rows column columns value values array arrays function functions element elements parameter parameters edge edges node nodes axis axes",
-             "return returns compute computes create creates add adds convert converts apply applies use uses call calls represent represents",
-             "minimum maximum lower upper left right first last input output true false start end smallest largest before after")
 
 
 def solved(vectors: WordVectors) -> float:
     "The share of the analogies of lesson 3 that are solved, in %."
-    pairs = [list(zip(words.split()[::2], words.split()[1::2])) for words in RELATIONS]
-    return 100 * np.mean([vectors.analogy(a, b, c) == [d] for relation in pairs for a, b in relation for c, d in relation if a != c])
+    return 100 * np.mean(sum(analogies(vectors).values(), []))
 
 
 def rated(vectors: WordVectors) -> float:
     "The rank correlation with WordSim-353, if it is in $FTLEARN_DATA."
-    from scipy.stats import spearmanr
     files = sorted(Path(os.environ.get("FTLEARN_DATA", "nowhere"), "word_similarity").glob("*353*"))
-    if not files: return float("nan")
-    rows = [line.replace(",", "\t").split("\t") for line in files[0].read_text().lower().splitlines()]
-    rows = [(r[0], r[1], float(r[2])) for r in rows if len(r) > 2 and r[2].replace(".", "").isdigit()]
-    rows = [(a, b, s) for a, b, s in rows if a in vectors.vocabulary.index and b in vectors.vocabulary.index]
-    return float(spearmanr([float(vectors[a] @ vectors[b]) for a, b, _ in rows], [s for *_, s in rows])[0])
+    return word_similarity(vectors, files[0])[0] if files else float("nan")
 
 
 def by_gensim(sentences: list[list[str]], vocabulary: Vocabulary, seed: int) -> tuple[WordVectors, float]:

@@ -14,11 +14,11 @@ from transformers import (AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeni
 from ftlearn.data import Affine, Task, load_corpus, load_task, train_tokenizer
 from ftlearn.pretraining.autoencoders import Autoencoder, Denoising, MaskedPatches, Reconstruction
 from ftlearn.pretraining.causal_lm import (CausalLM, can_compile, linear_cross_entropy, load_language_model, loss_inputs, positions_of, pretrained_on_docs,
-                                           token_scores, use_plain_attention)
+                                           throughout, token_scores, use_plain_attention)
 from ftlearn.pretraining.images import SimCLR, contrastive_loss
 from ftlearn.pretraining.masked_lm import MaskedLM, corrupt
 from ftlearn.pretraining.word_vectors import Contexts, GloVe, SkipGram, Vocabulary, WordVectors, cooccurrence
-from ftlearn.training import pretrain, read_weights
+from ftlearn.training import fit, pretrain, read_weights
 from ftlearn.transfer.model import TransferModel
 
 from conftest import patterns
@@ -106,6 +106,40 @@ def test_the_loss_is_that_of_transformers(name):
     ours = linear_cross_entropy(loss_inputs(model, where, input_ids=tokens), output.weight, output.bias, targets)
     torch.testing.assert_close(ours, model(input_ids=tokens, labels=labels).loss)
     assert model(input_ids=tokens).logits.shape == (3, 10, 90)                # the hooks are gone
+
+
+@pytest.mark.parametrize("name", [*MASKED, *CAUSAL])
+def test_a_step_in_bfloat16_gives_each_weight_its_gradient_in_float32(name):
+    "Guards against weights that are left out, tied ones above all, and against gradients that end at the copies."
+    torch.manual_seed(0)
+    model = (MASKED | CAUSAL)[name]().eval()
+    tokens = torch.randint(3, 90, (8, 24))
+    def loss(model, tokens): return F.cross_entropy(model(input_ids=tokens).logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    def gradients(of):
+        model.zero_grad()
+        of.backward()
+        return {weight: w.grad.clone() for weight, w in model.named_parameters() if w.grad is not None}
+    exact, before = gradients(loss(model, tokens)), {weight: w.clone() for weight, w in model.named_parameters()}
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gradients(throughout(loss, model, tokens))
+        assert model(input_ids=tokens).logits.isfinite().all()                # autocast, and the model's own weights, are back
+    assert rounded.keys() == exact.keys()
+    for weight, g in exact.items():
+        assert rounded[weight].dtype == torch.float32 and (rounded[weight] - g).norm() <= 0.05 * g.norm() + 1e-4, weight
+    assert all(torch.equal(w, before[weight]) for weight, w in model.named_parameters())
+    assert torch.equal(throughout(loss, model, tokens), loss(model, tokens))  # without autocast it is the function itself
+
+
+def test_small_steps_in_bfloat16_are_not_lost(text, monkeypatch):
+    "Guards against weights that are kept in two bytes: a step of a thousandth of theirs would be rounded away."
+    monkeypatch.setattr("ftlearn.training.autocast_dtype", lambda device=None: torch.bfloat16)
+    monkeypatch.setattr("ftlearn.training.MIXED_PRECISION_FROM", 0)
+    objective = causal()
+    model, train, _ = objective.prepare(text)
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    fit(model, train, steps=3, lr=1e-5, warmup=0.0, batch_size=8, objective=objective, measure=objective.measure)
+    norms = {name: w for name, w in model.named_parameters() if name.endswith("ln_1.weight")}
+    assert norms and all(w.dtype == torch.float32 and (w != before[name]).float().mean() > 0.9 for name, w in norms.items())
 
 
 @pytest.mark.parametrize("name", ["modernbert", "gpt2", "llama", "bert"])

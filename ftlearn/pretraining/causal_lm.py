@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..core import cache_dir, cached
 from ..data import Corpus, TokenBlocks, hub_answers, load_corpus, tokenize, train_tokenizer
@@ -26,8 +27,8 @@ from ..training import Objective, evaluating, mixed_precision, pretrain, to_devi
 
 # %% auto #0
 __all__ = ['OURS', 'DECODER_STEPS', 'plain_attention', 'use_plain_attention', 'linear_cross_entropy', 'token_scores',
-           'loss_inputs', 'can_compile', 'compiled_layers', 'LanguageModelling', 'positions_of', 'corpus_tokenizer',
-           'load_language_model', 'pretrained_on_docs', 'CausalLM', 'docs_decoder']
+           'loss_inputs', 'throughout', 'can_compile', 'compiled_layers', 'LanguageModelling', 'positions_of',
+           'corpus_tokenizer', 'load_language_model', 'pretrained_on_docs', 'CausalLM', 'docs_decoder']
 
 # %% ../../nbs/05_causal_lm.ipynb #ff1cd322
 def plain_attention(module, query: Tensor, key: Tensor, value: Tensor,   # (batch, heads, tokens, width); fewer heads for key and value are repeated
@@ -51,7 +52,9 @@ def _mask_for_plain_attention(*args, **options) -> Tensor | None:
     "The M of the formula, once for all layers; always spelled out where it is causal: torch's own kernel would be told by a flag."
     from transformers.masking_utils import sdpa_mask
     seen = sdpa_mask(*args, **options | {"allow_is_causal_skip": False})
-    return seen if seen is None else torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+    if seen is None: return None
+    if seen.stride(0) == 0: seen = seen[:1]               # nothing is padded: one mask for all rows
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def use_plain_attention(model: nn.Module) -> nn.Module:
@@ -71,12 +74,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         w = weight.to(hidden.dtype)
         b = None if bias is None else bias.to(hidden.dtype)
         grad_hidden, grad_weight, grad_bias = torch.empty_like(hidden), torch.zeros_like(w), None if bias is None else torch.zeros_like(bias)
-        scores, soft = hidden.new_empty(2, min(rows, len(hidden)), len(weight))       # used again by each piece: new memory is slow
+        scores = hidden.new_empty(min(rows, len(hidden)), len(weight))       # used again by each piece: new memory is slow
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             h, y = hidden[start:start + rows], targets[start:start + rows]
             z, n = _scores(h, w, b, scores[:len(h)]), torch.arange(len(h), device=h.device)
-            g = torch.softmax(z, 1, out=soft[:len(h)])                      # its sums are in float32, whatever the format
+            g = torch.softmax(z, 1, out=z)                                  # its sums are in float32, whatever the format
             total -= g[n, y].float().clamp_min(1e-38).log().sum()
             g[n, y] -= 1                                                    # softmax(z) − e_y
             torch.mm(g, w, out=grad_hidden[start:start + rows])
@@ -141,6 +144,25 @@ def loss_inputs(model: nn.Module,            # any transformers model with an ou
     finally:
         hook.remove()
         del output.forward
+
+# %% ../../nbs/05_causal_lm.ipynb #b1d95ae7
+class _Of(nn.Module):
+    "A function of a model, as a module, which is what `functional_call` can give other weights."
+
+    def __init__(self, function: Callable, model: nn.Module):
+        super().__init__()
+        self.function, self.model = function, model
+
+    def forward(self, *args): return self.function(self.model, *args)
+
+
+def throughout(function: Callable, model: nn.Module, *args):
+    "`function(model, *args)`, computed in autocast's number format from end to end if autocast is on: with rounded copies of the weights, by which the gradients reach the weights themselves."
+    kind = next(model.parameters()).device.type
+    if not torch.is_autocast_enabled(kind): return function(model, *args)
+    whole, dtype = _Of(function, model), torch.get_autocast_dtype(kind)
+    copies = {name: weight.to(dtype) for name, weight in whole.named_parameters()}
+    with torch.autocast(kind, enabled=False): return functional_call(whole, copies, args)
 
 # %% ../../nbs/05_causal_lm.ipynb #c0417e02
 @functools.cache
@@ -210,8 +232,11 @@ class LanguageModelling(Objective):
         try: return model, train, TokenBlocks(files["validation"], self.length)
         except ValueError: return model, train, None                    # too little text to hold any out
 
-    def __call__(self, model, inputs, labels):
-        hidden, targets = self.predicted(model, inputs)
+    def __call__(self, model, inputs, labels): return throughout(self.loss, model, inputs)
+
+    def loss(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        "The mean over the positions that are asked, in nats."
+        hidden, targets = self.predicted(model, tokens)
         output = model.get_output_embeddings()
         return linear_cross_entropy(hidden, output.weight, output.bias, targets)
 
@@ -290,7 +315,7 @@ def pretrained_on_docs(name: str, objective: LanguageModelling, steps: int, corp
 @dataclass
 class CausalLM(LanguageModelling):
     "Predict each token from those before it (Radford et al. 2018)."
-    tokenizer_kind, auto_class = "bpe", "AutoModelForCausalLM"
+    tokenizer_kind, auto_class, compile_from = "bpe", "AutoModelForCausalLM", 5000
 
     def predicted(self, model, tokens):
         return loss_inputs(model, np.s_[:, :-1], input_ids=tokens, use_cache=False), tokens[:, 1:].flatten()      # the last token of a block has no successor

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from ..data import load_corpus
 from ..training import Objective, evaluating, read_config, read_weights
 
 # %% auto #0
-__all__ = ['words_of', 'Vocabulary', 'WordVectors', 'WordObjective', 'Contexts', 'SkipGram', 'cooccurrence', 'Counts', 'GloVe']
+__all__ = ['RELATIONS', 'words_of', 'Vocabulary', 'WordVectors', 'WordObjective', 'Contexts', 'SkipGram', 'cooccurrence',
+           'Counts', 'GloVe', 'analogies', 'word_similarity']
 
 # %% ../../nbs/03_word_vectors.ipynb #4bab6d4e
 def words_of(text: str) -> list[str]:
@@ -243,3 +244,23 @@ class GloVe(WordObjective):
         fitted = (F.embedding(i, model.centre) * F.embedding(j, model.context)).sum(1) + model.centre_bias[i] + model.context_bias[j]
         weight = (counts / self.most).clamp(max=1)**0.75
         return (weight * (fitted - counts.log()).square()).mean()
+
+# %% ../../nbs/03_word_vectors.ipynb #0e1bd403
+RELATIONS = {"plurals": "row rows column columns value values array arrays function functions element elements parameter parameters edge edges node nodes axis axes",
+             "verbs": "return returns compute computes create creates add adds convert converts apply applies use uses call calls represent represents",
+             "opposites": "minimum maximum lower upper left right first last input output true false start end smallest largest before after"}
+
+
+def analogies(vectors: WordVectors, relations: Mapping[str, str] = RELATIONS) -> dict[str, list[bool]]:
+    "By relation: whether each analogy of two of its pairs is solved."
+    pairs = {name: list(zip(words.split()[::2], words.split()[1::2])) for name, words in relations.items()}
+    return {name: [vectors.analogy(a, b, c) == [d] for a, b in alike for c, d in alike if a != c] for name, alike in pairs.items()}
+
+# %% ../../nbs/03_word_vectors.ipynb #8d8010d5
+def word_similarity(vectors: WordVectors, path: str | Path) -> tuple[float, int]:
+    "Spearman's rank correlation with people's ratings (lines of two words and a number), over the pairs whose words are in the vocabulary; and how many those are."
+    from scipy.stats import spearmanr
+    rows = [line.replace(",", "\t").split("\t") for line in Path(path).read_text(encoding="utf8").lower().splitlines()]
+    rows = [(a, b, float(score)) for a, b, score, *_ in (r for r in rows if len(r) >= 3) if score.replace(".", "").isdigit()]
+    rows = [(a, b, score) for a, b, score in rows if a in vectors.vocabulary.index and b in vectors.vocabulary.index]
+    return float(spearmanr([float(vectors[a] @ vectors[b]) for a, b, _ in rows], [score for *_, score in rows])[0]), len(rows)
